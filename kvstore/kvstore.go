@@ -1,0 +1,268 @@
+// Package kvstore is what Carrick needs of a shared store, and no more: five
+// verbs with their guarantees written down, and sentinel errors. One package
+// below it per client library; storetest is the suite that holds all of them to
+// this text.
+//
+// It must not know what is stored: keys and values are opaque here.
+package kvstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Sentinel errors. Every error a [Store] returns wraps one of them or is a
+// context's error.
+var (
+	// ErrNotFound: Get of a key that does not exist.
+	ErrNotFound = errors.New("key not found")
+	// ErrConflict: a condition of a transaction did not hold; nothing was
+	// written. See [ConflictError] for which.
+	ErrConflict = errors.New("condition failed")
+	// ErrUnavailable: the store could not be reached, has no leader, or did not
+	// answer in time. A write that ends so may or may not have happened: read
+	// before trying again.
+	ErrUnavailable = errors.New("store unavailable")
+	// ErrDenied: the store knows us and says no (ACL), or does not know us.
+	ErrDenied = errors.New("permission denied by the store")
+	// ErrTooLarge: a value or a transaction above the store's limits. Nothing
+	// was written.
+	ErrTooLarge = errors.New("too large for the store")
+	// ErrLeaseLost: a lease that a transaction or a caller relied on is gone.
+	ErrLeaseLost = errors.New("lease lost")
+	// ErrClosed: the store was closed by its owner.
+	ErrClosed = errors.New("store closed")
+)
+
+// Limits that every backend honours, so that a caller never depends on which
+// one is behind it. Consul's are the tightest: 128 operations per transaction,
+// 512 KiB per value and per transaction body after base64 (measured on 1.22).
+const (
+	MaxTxnOps   = 120       // conditions plus operations
+	MaxTxnBytes = 320 << 10 // keys plus values of one transaction, raw
+	MaxValue    = 256 << 10 // one value, raw
+)
+
+// Revision orders the writes of one store. It grows with each write to
+// anything; only comparison for equality is meaningful across a store's reset,
+// when it may go backwards. Zero is before everything.
+type Revision uint64
+
+// LeaseID names a lease in the store; "" is no lease.
+type LeaseID string
+
+// Entry is one key's state.
+type Entry struct {
+	Key     string
+	Value   []byte   // the caller's to keep; never shared
+	Version Revision // revision of the last write to this key; never 0
+	Lease   LeaseID  // the lease it vanishes with, or ""
+}
+
+// Selector says what a List or a Watch covers: one key, or every key that
+// starts with a prefix.
+type Selector struct {
+	Key    string
+	Prefix bool
+}
+
+// OneKey selects exactly key.
+func OneKey(key string) Selector { return Selector{Key: key} }
+
+// Under selects every key starting with prefix.
+func Under(prefix string) Selector { return Selector{Key: prefix, Prefix: true} }
+
+// Match says whether a key is selected.
+func (s Selector) Match(key string) bool {
+	if s.Prefix {
+		return strings.HasPrefix(key, s.Key)
+	}
+	return key == s.Key
+}
+
+func (s Selector) String() string {
+	if s.Prefix {
+		return s.Key + "*"
+	}
+	return s.Key
+}
+
+// View is the whole state of a selection at one moment.
+type View struct {
+	Entries  []Entry  // sorted by key; empty if nothing is selected
+	Revision Revision // of the selection, for the next Watch; never 0
+}
+
+// CondKind is what a condition asks.
+type CondKind int
+
+// The conditions of a transaction.
+const (
+	IfVersion CondKind = iota + 1 // the key exists with exactly this version
+	IfAbsent                      // the key does not exist
+	IfLease                       // the key exists and is held by this lease
+)
+
+// Cond is one condition.
+type Cond struct {
+	Kind    CondKind
+	Key     string
+	Version Revision // IfVersion
+	Lease   LeaseID  // IfLease
+}
+
+// OpKind is what an operation does.
+type OpKind int
+
+// The operations of a transaction.
+const (
+	OpPut          OpKind = iota + 1 // create or replace
+	OpDelete                         // deleting what is not there is not an error
+	OpDeletePrefix                   // the same for every key starting with Key
+)
+
+// Op is one write.
+type Op struct {
+	Kind  OpKind
+	Key   string
+	Value []byte
+	// Lease binds a Put to a lease: the key vanishes with it. A put without one
+	// of a key that had one is refused by some stores; do not mix.
+	Lease LeaseID
+}
+
+// Txn is an atomic "if all of these, then all of those". At most one operation
+// per key (a DeletePrefix counts for every key below it). Build it with the
+// chaining methods.
+type Txn struct {
+	Conds []Cond
+	Ops   []Op
+}
+
+// Version requires key to exist at version v, or to be absent if v is 0.
+func (t *Txn) Version(key string, v Revision) *Txn {
+	if v == 0 {
+		return t.Absent(key)
+	}
+	t.Conds = append(t.Conds, Cond{Kind: IfVersion, Key: key, Version: v})
+	return t
+}
+
+// Absent requires that key does not exist.
+func (t *Txn) Absent(key string) *Txn {
+	t.Conds = append(t.Conds, Cond{Kind: IfAbsent, Key: key})
+	return t
+}
+
+// Held requires that key exists bound to lease.
+func (t *Txn) Held(key string, lease LeaseID) *Txn {
+	t.Conds = append(t.Conds, Cond{Kind: IfLease, Key: key, Lease: lease})
+	return t
+}
+
+// Put writes key.
+func (t *Txn) Put(key string, value []byte) *Txn {
+	t.Ops = append(t.Ops, Op{Kind: OpPut, Key: key, Value: value})
+	return t
+}
+
+// PutLeased writes key bound to lease.
+func (t *Txn) PutLeased(key string, value []byte, lease LeaseID) *Txn {
+	t.Ops = append(t.Ops, Op{Kind: OpPut, Key: key, Value: value, Lease: lease})
+	return t
+}
+
+// Delete removes key if it exists.
+func (t *Txn) Delete(key string) *Txn {
+	t.Ops = append(t.Ops, Op{Kind: OpDelete, Key: key})
+	return t
+}
+
+// DeletePrefix removes every key starting with prefix.
+func (t *Txn) DeletePrefix(prefix string) *Txn {
+	t.Ops = append(t.Ops, Op{Kind: OpDeletePrefix, Key: prefix})
+	return t
+}
+
+// Check refuses a transaction above the limits, with [ErrTooLarge].
+func (t *Txn) Check() error {
+	if n := len(t.Conds) + len(t.Ops); n > MaxTxnOps {
+		return fmt.Errorf("transaction of %d conditions and operations (at most %d): %w", n, MaxTxnOps, ErrTooLarge)
+	}
+	total := 0
+	for _, o := range t.Ops {
+		if len(o.Value) > MaxValue {
+			return fmt.Errorf("value of %s is %d bytes (at most %d): %w", o.Key, len(o.Value), MaxValue, ErrTooLarge)
+		}
+		total += len(o.Key) + len(o.Value)
+	}
+	if total > MaxTxnBytes {
+		return fmt.Errorf("transaction of %d bytes (at most %d): %w", total, MaxTxnBytes, ErrTooLarge)
+	}
+	return nil
+}
+
+// ConflictError says which conditions of a transaction failed; it wraps
+// [ErrConflict]. Keys has at least one of them; a backend that cannot tell
+// names all the keys it asked about.
+type ConflictError struct{ Keys []string }
+
+func (e *ConflictError) Error() string {
+	return "condition failed on " + strings.Join(e.Keys, ", ")
+}
+
+// Unwrap makes errors.Is(err, ErrConflict) true.
+func (e *ConflictError) Unwrap() error { return ErrConflict }
+
+// Store is a shared key-value store. All methods are safe for concurrent use,
+// honour their context, and see a linearizable history unless they say
+// otherwise. Keys are slash-separated UTF-8 without a leading slash.
+type Store interface {
+	// Get reads one key. Error: [ErrNotFound], [ErrUnavailable], [ErrDenied].
+	Get(ctx context.Context, key string) (Entry, error)
+
+	// List reads a selection, whole and consistent. Nothing selected is an
+	// empty view, not an error.
+	List(ctx context.Context, sel Selector) (View, error)
+
+	// Watch returns the selection's whole state as soon as its revision differs
+	// from since; with since 0 at once. It may also return without any change
+	// (a bounded wait ended): the caller compares revisions and calls again. It
+	// is level-triggered: states between two calls may be skipped, the last one
+	// never is. A revision lower than since means that the store lost its past
+	// (restored, replaced); the view is nonetheless whole.
+	Watch(ctx context.Context, sel Selector, since Revision) (View, error)
+
+	// Txn applies all operations if all conditions hold, and returns the
+	// revision that every key it put now has. Errors: [ErrConflict] (as a
+	// *[ConflictError], nothing written), [ErrTooLarge] (nothing written),
+	// [ErrLeaseLost] (an operation names a lease that is gone, nothing
+	// written), [ErrUnavailable] (unknown whether written).
+	Txn(ctx context.Context, t *Txn) (Revision, error)
+
+	// Lease starts a lease and keeps it alive until it is closed or lost. Keys
+	// bound to it vanish between one and two ttl after the last renewal that
+	// the store saw (Consul: about 2x ttl), at once when it is closed. ttl is
+	// at least 10 s on Consul.
+	Lease(ctx context.Context, ttl time.Duration) (Lease, error)
+
+	// Close ends everything that is under way with [ErrClosed] and stops
+	// renewing leases without revoking them.
+	Close() error
+
+	// String names the store for people, without secrets.
+	String() string
+}
+
+// Lease is a kept-alive lease.
+type Lease interface {
+	ID() LeaseID
+	// Lost is closed when the lease ended: revoked, expired, or not renewed for
+	// so long that it must be presumed expired.
+	Lost() <-chan struct{}
+	// Close revokes the lease: its keys vanish at once.
+	Close(ctx context.Context) error
+}

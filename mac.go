@@ -1,0 +1,93 @@
+package carrick
+
+import (
+	"encoding/hex"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"net/netip"
+)
+
+// MAC is an Ethernet address. The zero value means "none".
+type MAC [6]byte
+
+// ParseMAC reads the colon-separated form Docker and ip print.
+func ParseMAC(s string) (MAC, error) {
+	hw, err := net.ParseMAC(s)
+	if err != nil || len(hw) != 6 {
+		return MAC{}, fmt.Errorf("%q is not an Ethernet address: want six hex octets like 02:42:0a:2a:00:02", s)
+	}
+	return MAC(hw), nil
+}
+
+// String prints the form ip and bridge print.
+func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+
+// IsZero says whether no address is set.
+func (m MAC) IsZero() bool { return m == MAC{} }
+
+// IsUnicast says whether the address may name one station: neither zero nor a
+// group address (IEEE 802.3 §3.2.3, the lowest bit of the first octet).
+func (m MAC) IsUnicast() bool { return !m.IsZero() && m[0]&1 == 0 }
+
+// MarshalText makes a MAC a JSON string.
+func (m MAC) MarshalText() ([]byte, error) {
+	if m.IsZero() {
+		return nil, nil
+	}
+	return []byte(m.String()), nil
+}
+
+// UnmarshalText reads what MarshalText wrote; empty text is the zero MAC.
+func (m *MAC) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		*m = MAC{}
+		return nil
+	}
+	v, err := ParseMAC(string(b))
+	if err != nil {
+		return err
+	}
+	*m = v
+	return nil
+}
+
+// MACFor derives an endpoint's MAC from its network's VNI and its address, so
+// that a container which keeps its address keeps its MAC and its neighbours'
+// caches stay right. IPv4: 02, one hash byte of the VNI, the four octets of
+// the address: unique within a network by construction. IPv6: 06 and 40 bits
+// of a hash of (VNI, address): collisions are possible and the caller refuses
+// a known one. Both are locally administered unicast addresses.
+func MACFor(vni VNI, addr netip.Addr) MAC {
+	addr = addr.Unmap()
+	if addr.Is4() {
+		a := addr.As4()
+		h := vniHash(vni, nil)
+		return MAC{0x02, byte(h), a[0], a[1], a[2], a[3]}
+	}
+	a := addr.As16()
+	h := vniHash(vni, a[:])
+	return MAC{0x06, byte(h >> 32), byte(h >> 24), byte(h >> 16), byte(h >> 8), byte(h)}
+}
+
+// vniHash is FNV-1a over the VNI and extra. It is part of the protocol between
+// hosts: changing it changes every container's MAC.
+func vniHash(vni VNI, extra []byte) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte{byte(vni >> 16), byte(vni >> 8), byte(vni)})
+	_, _ = h.Write(extra)
+	s := h.Sum64()
+	// Fold: FNV's low bits alone mix the last input bytes best.
+	return s ^ s>>40
+}
+
+// deviceSuffix is the part of a device name that stands for an endpoint: 11 hex
+// digits of its id, so that "ck" + suffix and "p" + suffix fit the kernel's 15
+// characters (IFNAMSIZ 16 with its NUL).
+func deviceSuffix(id EndpointID) string {
+	s := string(id)
+	if len(s) >= 11 {
+		return s[:11]
+	}
+	return hex.EncodeToString([]byte(s))
+}

@@ -1,0 +1,140 @@
+package carrick
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Network is a network's cluster-wide configuration, equal on every host.
+type Network struct {
+	ID       NetworkID
+	Name     string // Docker's name as an engine reported it; "" until one did
+	Tenant   string
+	Mode     Mode
+	VNI      VNI
+	Port     uint16 // UDP destination port of the vxlan device
+	MTU      int    // bytes a container may send; 0 = derived from the underlay
+	Internal bool   // no way out
+	Flood    bool   // broadcast and multicast are replicated to the network's hosts
+	Pools    []Pool
+}
+
+// Pool is one prefix of a network.
+type Pool struct {
+	Prefix  netip.Prefix          // masked
+	Range   netip.Prefix          // where endpoint addresses come from (--ip-range); zero = Prefix
+	Gateway netip.Addr            // reserved, never given to an endpoint
+	Aux     map[string]netip.Addr // --aux-address: reserved by name, never given to an endpoint
+	Block   int                   // prefix length of the blocks the pool is cut into
+}
+
+// BlockBits is the prefix length of the blocks of a pool: /16 -> /26, /24 ->
+// /29, smaller pools in proportion, IPv6 /122. A block is what one host owns.
+func BlockBits(p netip.Prefix) int {
+	if p.Addr().Is6() {
+		return max(p.Bits(), 122)
+	}
+	switch {
+	case p.Bits() <= 16:
+		return 26
+	case p.Bits() <= 20:
+		return 27
+	case p.Bits() <= 22:
+		return 28
+	case p.Bits() <= 24:
+		return 29
+	case p.Bits() <= 26:
+		return 30
+	default:
+		return max(p.Bits(), 31)
+	}
+}
+
+// Reserved says why an address of the pool may never be an endpoint's:
+// "network", "broadcast", "gateway" or "auxiliary NAME"; "" if it may.
+func (p Pool) Reserved(a netip.Addr) string {
+	switch {
+	case a == p.Gateway:
+		return "gateway"
+	case p.Prefix.Addr().Is4() && p.Prefix.Bits() < 31 && a == p.Prefix.Addr():
+		return "network"
+	case p.Prefix.Addr().Is4() && p.Prefix.Bits() < 31 && a == LastAddr(p.Prefix):
+		return "broadcast"
+	case p.Prefix.Addr().Is6() && p.Prefix.Bits() < 127 && a == p.Prefix.Addr():
+		return "subnet-router anycast"
+	}
+	names := make([]string, 0, len(p.Aux))
+	for n, x := range p.Aux {
+		if x == a {
+			names = append(names, n)
+		}
+	}
+	if len(names) > 0 {
+		slices.Sort(names)
+		return "auxiliary " + names[0]
+	}
+	return ""
+}
+
+// AllocRange is the part of the pool endpoint addresses are picked from.
+func (p Pool) AllocRange() netip.Prefix {
+	if p.Range.IsValid() {
+		return p.Range
+	}
+	return p.Prefix
+}
+
+// LastAddr returns the highest address of a prefix.
+func LastAddr(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 1 << (7 - i%8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// Host is a machine with an engine and an agent, as the cluster sees it.
+type Host struct {
+	ID      HostID
+	Name    string
+	VTEP    netip.Addr
+	MTU     int    // bytes, of the interface that holds VTEP
+	Version string // of the agent
+	Alive   bool   // its liveness lease is held
+}
+
+// Endpoint is one container's attachment to a network, as published to every
+// interested host.
+type Endpoint struct {
+	ID    EndpointID
+	Addrs []netip.Addr // IPv4 before IPv6; at least one
+	MAC   MAC
+}
+
+// Equal says whether two endpoints state the same facts.
+func (e Endpoint) Equal(o Endpoint) bool {
+	return e.ID == o.ID && e.MAC == o.MAC && slices.Equal(e.Addrs, o.Addrs)
+}
+
+// OuterName is the name of the end of the endpoint's veth pair that Docker
+// moves into the container and hands back: unique, at most 15 characters, and
+// never of the form DstPrefix+N. It is how a restarted agent knows it.
+func (id EndpointID) OuterName() string { return "ck" + deviceSuffix(id) }
+
+// PortName is the name of the other end, on the network's bridge.
+func (id EndpointID) PortName() string { return "p" + deviceSuffix(id) }
+
+// View is all a host needs to know to realise one network: a whole snapshot,
+// never a change. Values inside are shared and must not be modified.
+type View struct {
+	Network Network
+	// Hosts has every host that has endpoints in the network, and the local one.
+	Hosts map[HostID]Host
+	// Endpoints by the host they run on. The local host's are here as well.
+	Endpoints map[HostID][]Endpoint
+	// Joined has the local endpoints whose Join has returned: from then on the
+	// container's end of the pair is Docker's, and a missing pair is reported
+	// rather than rebuilt.
+	Joined map[EndpointID]bool
+}

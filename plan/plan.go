@@ -1,0 +1,146 @@
+// Package plan turns facts into desire: what this host's kernel should hold for
+// one network, given a whole snapshot of what the cluster says.
+//
+// It is pure. There is no clock, no I/O and no randomness in it, and the same
+// facts give the same plan in the same order, so that a plan can be compared,
+// printed and golden-tested. It knows the vocabulary and nothing else: neither
+// where the facts come from nor who applies the plan.
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/carrick-net/carrick"
+)
+
+// Names of the devices in a network's namespace. Every object inside such a
+// namespace is Carrick's, which is how a restart recognises them.
+const (
+	BridgeName = "br0"
+	VXLANName  = "vxlan0"
+)
+
+// NamespacePrefix begins the name of every network namespace Carrick makes;
+// the network's id follows.
+const NamespacePrefix = "carrick-"
+
+// Overhead is what VXLAN adds to a container's packet, in bytes: outer IP, UDP,
+// VXLAN and inner Ethernet headers (20 or 40 + 8 + 8 + 14).
+func Overhead(vtep netip.Addr) int {
+	if vtep.Is6() && !vtep.Is4In6() {
+		return 70
+	}
+	return 50
+}
+
+// Network is the desired state of one network on one host, whole: an applier
+// makes the kernel hold this and nothing else. The zero value of everything
+// after Namespace (Present false) means that the host holds nothing of the
+// network.
+type Network struct {
+	ID        carrick.NetworkID
+	Namespace string
+	Present   bool // false: the namespace and all in it should not exist
+
+	Bridge Bridge
+	VXLAN  VXLAN
+	Ports  []Port // sorted by name
+
+	FDB     []FDBRow    // of the vxlan device: which VTEP a MAC is behind ("self")
+	Bridged []BridgeRow // of the bridge: which port a MAC is behind ("master")
+	Neigh   []NeighRow  // of the vxlan device, which answers ARP from them ("proxy")
+
+	// Problems are contradictions in the facts that the plan worked around. They
+	// are for people and do not stop the applier.
+	Problems []string
+}
+
+// Bridge is the network's bridge. It has no address, not even a link-local one,
+// and forwards multicast to every port.
+type Bridge struct {
+	Name string
+	MTU  int
+}
+
+// VXLAN is the network's vxlan device. Its UDP socket belongs to the host's
+// namespace. It does not learn, answers ARP from its neighbour rows and drops
+// ARP for addresses it has no row for. Its bridge port receives every broadcast
+// and multicast (it must see ARP to answer it); what leaves the host is decided
+// by the rows of the zero MAC alone, and unknown unicast never reaches it.
+type VXLAN struct {
+	Name  string
+	VNI   carrick.VNI
+	Port  uint16
+	Local netip.Addr
+	MTU   int
+}
+
+// Port is the bridge end of one local endpoint's veth pair.
+type Port struct {
+	Endpoint carrick.EndpointID
+	Name     string      // in the network's namespace
+	Outer    string      // the other end, in the host's namespace until Docker moves it
+	MAC      carrick.MAC // of the other end
+	MTU      int         // of both ends
+	// Create allows the applier to make the pair. After Join the other end is
+	// Docker's, and a missing pair is a problem to report.
+	Create bool
+}
+
+// FDBRow sends frames for MAC to a VTEP. The zero MAC stands for broadcast,
+// multicast and unknown destinations and may have many rows, so rows are keyed
+// by (MAC, VTEP).
+type FDBRow struct {
+	MAC  carrick.MAC
+	VTEP netip.Addr
+}
+
+// BridgeRow pins a MAC to a port of the bridge.
+type BridgeRow struct {
+	MAC  carrick.MAC
+	Port string
+}
+
+// NeighRow is a permanent neighbour entry.
+type NeighRow struct {
+	Addr netip.Addr
+	MAC  carrick.MAC
+}
+
+// String prints the plan as the ip and bridge commands that would make it, one
+// per line, in the order an applier follows. Tests compare this text.
+func (n Network) String() string {
+	var b strings.Builder
+	ns := n.Namespace
+	if !n.Present {
+		fmt.Fprintf(&b, "ip netns del %s\n", ns)
+		return b.String()
+	}
+	fmt.Fprintf(&b, "ip netns add %s\n", ns)
+	fmt.Fprintf(&b, "ip -n %s link add %s mtu %d up addrgenmode none type bridge mcast_snooping 0\n", ns, n.Bridge.Name, n.Bridge.MTU)
+	v := n.VXLAN
+	fmt.Fprintf(&b, "ip link add %s netns %s mtu %d up addrgenmode none type vxlan id %d dstport %d local %s nolearning proxy\n", v.Name, ns, v.MTU, v.VNI, v.Port, v.Local)
+	fmt.Fprintf(&b, "bridge -n %s link set dev %s master %s learning off flood off\n", ns, v.Name, n.Bridge.Name)
+	for _, p := range n.Ports {
+		if p.Create {
+			fmt.Fprintf(&b, "ip link add %s address %s mtu %d type veth peer name %s netns %s\n", p.Outer, p.MAC, p.MTU, p.Name, ns)
+		}
+		fmt.Fprintf(&b, "ip -n %s link set %s master %s mtu %d up alias %s\n", ns, p.Name, n.Bridge.Name, p.MTU, p.Endpoint)
+		fmt.Fprintf(&b, "bridge -n %s link set dev %s learning off flood off\n", ns, p.Name)
+	}
+	for _, r := range n.Bridged {
+		fmt.Fprintf(&b, "bridge -n %s fdb replace %s dev %s master static\n", ns, r.MAC, r.Port)
+	}
+	for _, r := range n.FDB {
+		fmt.Fprintf(&b, "bridge -n %s fdb append %s dev %s dst %s self permanent\n", ns, r.MAC, v.Name, r.VTEP)
+	}
+	for _, r := range n.Neigh {
+		fmt.Fprintf(&b, "ip -n %s neigh replace %s lladdr %s dev %s nud permanent\n", ns, r.Addr, r.MAC, v.Name)
+	}
+	for _, p := range n.Problems {
+		fmt.Fprintf(&b, "# %s\n", p)
+	}
+	return b.String()
+}
