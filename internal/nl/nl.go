@@ -1,0 +1,197 @@
+// Package nl speaks rtnetlink in Carrick's types: it lists, changes and watches
+// the links, forwarding rows and neighbours of one network namespace.
+//
+// It is the only importer of a netlink library and knows the kernel's messages
+// and their traps, so that nobody else has to. It knows nothing of plans,
+// networks or endpoints and decides nothing: what is sent is what the caller
+// said, one [Change] at a time.
+package nl
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/netns"
+)
+
+// Kernel opens handles. [Linux] is the real one; package nltest has a fake.
+type Kernel interface {
+	// Open returns a handle whose messages are sent inside ns. It keeps working
+	// after ns is closed.
+	Open(ctx context.Context, ns netns.Namespace) (Handle, error)
+}
+
+// Handle sends requests to the kernel inside one network namespace.
+//
+// It is safe for concurrent use; requests go one after another. Errors are
+// *[OpError] and wrap the kernel's errno, and one of [ErrNotFound],
+// [ErrExists], [ErrNotSupported] where that is what the errno meant.
+type Handle interface {
+	// Links lists all links of the namespace by index.
+	Links(ctx context.Context) ([]Link, error)
+	// LinkByName returns one link; ErrNotFound if there is none.
+	LinkByName(ctx context.Context, name string) (Link, error)
+	// FDB lists the rows of every bridge and vxlan device, in the kernel's order.
+	FDB(ctx context.Context) ([]FDBEntry, error)
+	// Neighbours lists the IPv4 and IPv6 neighbours of one link.
+	Neighbours(ctx context.Context, link Ref) ([]Neighbour, error)
+	// NSID is the number by which this namespace knows another; NoNSID if it has
+	// never met it.
+	NSID(ctx context.Context, other netns.Namespace) (NSID, error)
+	// Addresses lists the addresses of all links.
+	Addresses(ctx context.Context) ([]Address, error)
+	// Routes lists the unicast routes of the main table.
+	Routes(ctx context.Context) ([]Route, error)
+	// Send sends changes in order and returns an error per change, or nil if all
+	// went well. A failed change does not keep the rest from being sent. When
+	// ctx ends or the socket breaks, the rest get that error.
+	Send(ctx context.Context, changes ...Change) []error
+	// Subscribe watches the namespace's links from now on.
+	Subscribe(ctx context.Context) (Events, error)
+	// Close ends the handle. The second call does nothing.
+	Close() error
+}
+
+// Events is a subscription to a namespace's link changes, our own included.
+// Poll and Wait must not be called at the same time; Close may be called at any.
+type Events interface {
+	// Wait blocks until there is at least one event and returns all that are
+	// there. ErrOverrun says that the kernel dropped some: everything must be
+	// read again, and the subscription goes on. ErrClosed follows Close.
+	Wait(ctx context.Context) ([]LinkEvent, error)
+	// Poll is Wait without waiting. The kernel queues the event of a change
+	// before it acknowledges the change, so after Send all of Send's are there.
+	Poll() ([]LinkEvent, error)
+	Close() error
+}
+
+// LinkEvent says that a link changed.
+type LinkEvent struct {
+	Link Link
+	Gone bool // the link left the namespace; only Index and Name are set
+	// PortOnly marks a message of the bridge about its port: of Link, only
+	// Index, Name, Master and Port are set.
+	PortOnly bool
+}
+
+// NSID is a namespace's number as seen from another one.
+type NSID int
+
+// NoNSID says that one namespace does not know the other.
+const NoNSID NSID = -1
+
+// Ref names a link. Index counts, Name is for people: a device that was deleted
+// and made again under the same name has another index.
+type Ref struct {
+	Index int
+	Name  string
+}
+
+// Link kinds as IFLA_INFO_KIND has them.
+const (
+	KindBridge = "bridge"
+	KindVXLAN  = "vxlan"
+	KindVeth   = "veth"
+)
+
+// Link is what the kernel says of one device.
+type Link struct {
+	Ref
+	Kind   string // "" for hardware and the loopback device
+	MTU    int    // bytes
+	Up     bool   // administratively
+	Master int    // index of the bridge it is a port of; 0 = none
+	Alias  string
+	MAC    carrick.MAC
+	// Peer is the index of a veth's other end, in the namespace PeerNS; or of
+	// the device a vxlan device is bound to, 0 = none.
+	Peer   int
+	PeerNS NSID // NoNSID: this namespace
+	// NoAddrGen says that the kernel makes no IPv6 link-local address for it, or
+	// that it has no IPv6 at all.
+	NoAddrGen bool
+
+	Port   *PortFlags  // if it is a port of a bridge
+	Bridge *BridgeInfo // if Kind is KindBridge
+	VXLAN  *VXLANInfo  // if Kind is KindVXLAN
+}
+
+// BridgeInfo is what of a bridge decides how it forwards.
+type BridgeInfo struct {
+	MulticastSnooping bool
+	VLANFiltering     bool
+	DefaultPVID       uint16 // 0 = rows are not doubled for a VLAN
+	STP               bool
+}
+
+// PortFlags is how a bridge treats one of its ports.
+type PortFlags struct {
+	Learning       bool
+	Flood          bool // unknown unicast
+	MulticastFlood bool
+	BroadcastFlood bool
+	Hairpin        bool
+	Isolated       bool
+	NeighSuppress  bool
+	Locked         bool
+}
+
+// VXLANInfo is what of a vxlan device cannot be changed in place.
+type VXLANInfo struct {
+	VNI      carrick.VNI
+	Port     uint16
+	Local    netip.Addr // zero = not set
+	Remote   netip.Addr // zero = not set
+	Learning bool
+	Proxy    bool
+	RSC      bool
+	L2Miss   bool
+	L3Miss   bool
+	External bool // collects metadata, takes every VNI of its port
+	GBP      bool
+}
+
+// FDBEntry is one row of a forwarding database.
+type FDBEntry struct {
+	Link  int // index of the port or vxlan device
+	MAC   carrick.MAC
+	VTEP  netip.Addr // of a vxlan device's row
+	Self  bool       // the device's own row
+	Of    int        // index of the bridge whose row it is (master); 0 = none
+	State NeighState
+	VLAN  uint16
+}
+
+// NeighState is the kernel's NUD_* bits.
+type NeighState uint16
+
+// States of rows that do not age. For a bridge's row StatePermanent means that
+// the MAC is the bridge's own, and StateNoARP is what iproute2 calls static.
+const (
+	StateReachable NeighState = 0x02
+	StateNoARP     NeighState = 0x40
+	StatePermanent NeighState = 0x80
+)
+
+// Neighbour is one row of the ARP or ND table.
+type Neighbour struct {
+	Link  int
+	Addr  netip.Addr
+	MAC   carrick.MAC
+	State NeighState
+}
+
+// Address is an address of a link.
+type Address struct {
+	Link   int
+	Prefix netip.Prefix // the address itself, not masked
+}
+
+// Route is a unicast route.
+type Route struct {
+	Dst    netip.Prefix // masked; /0 for a default route
+	Link   int          // 0 if it has several next hops or none
+	Source netip.Addr   // preferred source; zero = not set
+	Metric uint32
+}
