@@ -3,6 +3,7 @@ package dockerapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -38,8 +39,8 @@ type Config struct {
 
 // Server answers an engine's calls.
 type Server struct {
-	cfg Config
-	mux http.Handler
+	cfg    Config
+	routes map[string]route
 }
 
 // NewServer makes a server; it fails if a driver is missing. [Server.Serve]
@@ -60,13 +61,45 @@ func NewServer(cfg Config) (*Server, error) {
 	if cfg.Observe == nil {
 		cfg.Observe = func(string, time.Duration, error) {}
 	}
-	s := &Server{cfg: cfg}
-	return s, nil
+	return &Server{cfg: cfg, routes: routes(cfg.Network, cfg.IPAM)}, nil
 }
 
 // Serve answers calls that arrive at l until ctx ends; then it stops accepting,
 // lets the calls under way finish for at most [Config.Grace], and returns nil,
-// or an error if some had to be cut off. It closes l in any case.
+// or an error if some had to be cut off. It closes l in any case. A server may
+// serve several listeners at once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	return errors.ErrUnsupported
+	// Calls outlive ctx by the grace; this is what ends them after it.
+	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	h := &handler{Server: s, base: base}
+	srv := &http.Server{
+		Handler:           h,
+		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelWarn),
+		ReadHeaderTimeout: s.cfg.Timeout,
+		// Engines keep connections. One that is closed here just as a call is
+		// sent makes the engine repeat the call without its body.
+		IdleTimeout: -1,
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- srv.Serve(l) }()
+	select {
+	case err := <-failed:
+		// Not asked for: the listener broke. Calls under way go with it.
+		_ = srv.Close()
+		return fmt.Errorf("serve docker plugin socket %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+
+	grace, stop := context.WithTimeout(base, s.cfg.Grace)
+	defer stop()
+	err := srv.Shutdown(grace)
+	<-failed // http.ErrServerClosed
+	if err == nil {
+		return nil
+	}
+	cut := h.busy.Load()
+	cancel()
+	_ = srv.Close()
+	return fmt.Errorf("serve docker plugin socket %s: cut off %d calls that had not finished %s after the shutdown began", l.Addr(), cut, s.cfg.Grace)
 }

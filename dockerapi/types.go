@@ -62,12 +62,12 @@ type Port struct {
 
 // PortBinding is one published port.
 type PortBinding struct {
-	Proto     uint8      // IP protocol number
-	IP        netip.Addr // the container's; zero: any
-	Port      uint16     // the container's
-	HostIP    netip.Addr // zero: all of the host's
-	HostPort  uint16     // 0: the engine's or driver's choice
-	HostPort2 uint16     // last port of the range to choose from, or HostPort
+	Proto       uint8      // IP protocol number
+	IP          netip.Addr // the container's; zero: any
+	Port        uint16     // the container's
+	HostIP      netip.Addr // zero: all of the host's
+	HostPort    uint16     // 0: the engine's or driver's choice
+	HostPortEnd uint16     // last port of the range to choose from; 0 or HostPort: no range
 }
 
 // CreateEndpointResponse is what the driver adds to an endpoint. Docker fails
