@@ -7,25 +7,33 @@ import (
 
 // Network is a network's cluster-wide configuration, equal on every host.
 type Network struct {
-	ID       NetworkID
-	Name     string // Docker's name as an engine reported it; "" until one did
-	Tenant   string
-	Mode     Mode
-	VNI      VNI
-	Port     uint16 // UDP destination port of the vxlan device
-	MTU      int    // bytes a container may send; 0 = derived from the underlay
-	Internal bool   // no way out
-	Flood    bool   // broadcast and multicast are replicated to the network's hosts
-	Pools    []Pool
+	ID       NetworkID `json:"id"`
+	Name     string    `json:"name,omitempty"` // Docker's name as an engine reported it; "" until one did
+	Tenant   string    `json:"tenant"`
+	Mode     Mode      `json:"mode"`
+	VNI      VNI       `json:"vni"`
+	Port     uint16    `json:"port"`               // UDP destination port of the vxlan device
+	MTU      int       `json:"mtu,omitempty"`      // bytes a container may send; 0 = derived from the underlay
+	Internal bool      `json:"internal,omitempty"` // no way out
+	Flood    bool      `json:"flood,omitempty"`    // broadcast and multicast are replicated to the network's hosts
+	Pools    []Pool    `json:"pools"`
+}
+
+// Label names the network for people: its Docker name if known, else its id.
+func (n Network) Label() string {
+	if n.Name != "" {
+		return n.Name
+	}
+	return string(n.ID)
 }
 
 // Pool is one prefix of a network.
 type Pool struct {
-	Prefix  netip.Prefix          // masked
-	Range   netip.Prefix          // where endpoint addresses come from (--ip-range); zero = Prefix
-	Gateway netip.Addr            // reserved, never given to an endpoint
-	Aux     map[string]netip.Addr // --aux-address: reserved by name, never given to an endpoint
-	Block   int                   // prefix length of the blocks the pool is cut into
+	Prefix  netip.Prefix          `json:"prefix"`           // masked
+	Range   netip.Prefix          `json:"range,omitzero"`   // where endpoint addresses come from (--ip-range); zero = Prefix
+	Gateway netip.Addr            `json:"gateway,omitzero"` // reserved, never given to an endpoint
+	Aux     map[string]netip.Addr `json:"aux,omitempty"`    // --aux-address: reserved by name, never given to an endpoint
+	Block   int                   `json:"block"`            // prefix length of the blocks the pool is cut into
 }
 
 // BlockBits is the prefix length of the blocks of a pool: /16 -> /26, /24 ->
@@ -96,20 +104,20 @@ func LastAddr(p netip.Prefix) netip.Addr {
 
 // Host is a machine with an engine and an agent, as the cluster sees it.
 type Host struct {
-	ID      HostID
-	Name    string
-	VTEP    netip.Addr
-	MTU     int    // bytes, of the interface that holds VTEP
-	Version string // of the agent
-	Alive   bool   // its liveness lease is held
+	ID      HostID     `json:"id"`
+	Name    string     `json:"name"`
+	VTEP    netip.Addr `json:"vtep"`
+	MTU     int        `json:"mtu"`     // bytes, of the interface that holds VTEP
+	Version string     `json:"version"` // of the agent
+	Alive   bool       `json:"-"`       // its liveness lease is held
 }
 
 // Endpoint is one container's attachment to a network, as published to every
 // interested host.
 type Endpoint struct {
-	ID    EndpointID
-	Addrs []netip.Addr // IPv4 before IPv6; at least one
-	MAC   MAC
+	ID    EndpointID   `json:"id"`
+	Addrs []netip.Addr `json:"addrs"` // IPv4 before IPv6; at least one
+	MAC   MAC          `json:"mac"`
 }
 
 // Equal says whether two endpoints state the same facts.

@@ -1,0 +1,268 @@
+// Package cluster is what the hosts tell each other: typed facts on a
+// [kvstore.Store]. It owns the key layout, the codec with its schema version,
+// this host's registration, the transactions that create and remove networks
+// and claim blocks, the publication of local endpoints, and the watches that
+// turn the store's changes into whole snapshots.
+//
+// It knows neither Docker's protocol nor the kernel: it hands out
+// [carrick.View] values and says when a newer one exists.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster/journal"
+	"github.com/carrick-net/carrick/kvstore"
+)
+
+// Sentinel errors of this package.
+var (
+	// ErrIdentity: another host holds this one's name, VTEP address or identity.
+	// The agent must not go on.
+	ErrIdentity = errors.New("host identity conflict")
+	// ErrNotReady: the host is not registered with the store, usually because the
+	// store cannot be reached.
+	ErrNotReady = errors.New("not connected to the cluster")
+	// ErrOverlap: a prefix overlaps another network of the tenant.
+	ErrOverlap = errors.New("subnet overlaps another network")
+	// ErrVNITaken: another network has the VNI.
+	ErrVNITaken = errors.New("VNI taken")
+	// ErrMismatch: a joining host wants something else than the network has.
+	ErrMismatch = errors.New("differs from the existing network")
+	// ErrAliased: the network already has a Docker network on this host.
+	ErrAliased = errors.New("network is already on this host")
+	// ErrUnknownNetwork: no such network.
+	ErrUnknownNetwork = errors.New("no such network")
+	// ErrBlockTaken: another host owns the block.
+	ErrBlockTaken = errors.New("block owned by another host")
+)
+
+// Config is what a Cluster needs. All fields but LeaseTTL are required.
+type Config struct {
+	Store   kvstore.Store
+	Journal *journal.Journal
+	Name    string     // host name, unique in the cluster
+	VTEP    netip.Addr // unique in the cluster
+	MTU     int        // bytes, of the interface that holds VTEP
+	Version string     // of the agent
+	Machine string     // machine-id
+	Boot    string     // boot id: tells an agent's restart from another machine with a copied disk
+	// LeaseTTL of the liveness key; default 15 s. A dead host is seen as lost
+	// after one to two of these.
+	LeaseTTL time.Duration
+	Log      *slog.Logger
+	// Changed is called when a network's view may differ from the last one. It
+	// must not block.
+	Changed func(carrick.NetworkID)
+}
+
+// Cluster is this host's link to the others. It is safe for concurrent use.
+type Cluster struct {
+	cfg   Config
+	self  carrick.HostID
+	store kvstore.Store
+	jr    *journal.Journal
+	log   *slog.Logger
+
+	ready chan struct{} // closed once registered
+
+	// creating is held for reading from a create's commit in the store until it is
+	// in the journal, and for writing by whoever removes aliases that the journal
+	// does not have. It comes before mu.
+	creating sync.RWMutex
+
+	// mu guards everything below. It is never held over I/O.
+	mu       sync.Mutex
+	lastErr  error // why the registration has not succeeded yet
+	run      *running
+	nets     map[carrick.NetworkID]*netState
+	hosts    map[carrick.HostID]carrick.Host
+	alive    map[carrick.HostID]bool
+	hostsOK  bool // hosts was read at least once
+	aliveOK  bool
+	contact  time.Time // of the last successful answer of the store
+}
+
+// running is what background work needs while Run runs.
+type running struct {
+	ctx   context.Context
+	group *errgroup.Group
+}
+
+// New returns a Cluster that does nothing until Run.
+func New(cfg Config) *Cluster {
+	if cfg.LeaseTTL == 0 {
+		cfg.LeaseTTL = 15 * time.Second
+	}
+	return &Cluster{
+		cfg:      cfg,
+		self:     cfg.Journal.Identity().Host,
+		store:    cfg.Store,
+		jr:       cfg.Journal,
+		log:      cfg.Log,
+		ready:    make(chan struct{}),
+		nets:     map[carrick.NetworkID]*netState{},
+		hosts:    map[carrick.HostID]carrick.Host{},
+		alive:    map[carrick.HostID]bool{},
+	}
+}
+
+// Self is this host's id.
+func (c *Cluster) Self() carrick.HostID { return c.self }
+
+// Ready is closed once this host is registered with the store.
+func (c *Cluster) Ready() <-chan struct{} { return c.ready }
+
+func (c *Cluster) String() string { return "cluster" }
+
+// Run registers the host and keeps its facts and its knowledge up to date until
+// ctx ends. The store being away is not an error, it is waited for. The one
+// error is [ErrIdentity].
+func (c *Cluster) Run(ctx context.Context) error {
+	if err := c.registerUntilDone(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	c.mu.Lock()
+	c.run = &running{ctx: gctx, group: g}
+	for id, n := range c.nets {
+		c.startFollow(id, n)
+	}
+	c.mu.Unlock()
+	g.Go(func() error { return c.keepAlive(gctx) })
+	g.Go(func() error { return c.watchHosts(gctx) })
+	g.Go(func() error { return c.watchNodes(gctx) })
+	g.Go(func() error { return c.settle(gctx) })
+	close(c.ready)
+	err := g.Wait()
+	c.mu.Lock()
+	c.run = nil
+	c.mu.Unlock()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// WaitReady waits for the registration. If ctx ends first the error is
+// [ErrNotReady] with the reason.
+func (c *Cluster) WaitReady(ctx context.Context) error {
+	select {
+	case <-c.ready:
+		return nil
+	case <-ctx.Done():
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.lastErr != nil {
+			return fmt.Errorf("%w: %w", ErrNotReady, c.lastErr)
+		}
+		return fmt.Errorf("%w: store %s has not answered yet", ErrNotReady, c.store)
+	}
+}
+
+// Health says how fresh this host's knowledge is.
+type Health struct {
+	Store   string    // the store's name for people
+	Contact time.Time // of its last answer; zero: never
+	Err     error     // of the last attempt, nil if it succeeded
+	Pending int       // networks with local facts not yet in the store
+}
+
+// Health reports on the link to the store.
+func (c *Cluster) Health() Health {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	h := Health{Store: c.store.String(), Contact: c.contact, Err: c.lastErr}
+	for _, n := range c.nets {
+		if n.pub.wanted != n.pub.done {
+			h.Pending++
+		}
+	}
+	return h
+}
+
+// heard records how a call to the store went. A failed condition is an answer.
+func (c *Cluster) heard(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case errors.Is(err, kvstore.ErrUnavailable), errors.Is(err, kvstore.ErrDenied):
+		c.lastErr = err
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, kvstore.ErrClosed):
+	default:
+		c.lastErr = nil
+		c.contact = time.Now()
+	}
+}
+
+func (c *Cluster) changed(id carrick.NetworkID) {
+	if c.cfg.Changed != nil {
+		c.cfg.Changed(id)
+	}
+}
+
+// backoff waits for a growing, jittered time, or until ctx ends. The jitter
+// keeps a thousand hosts from asking a store that just came back all at once.
+func backoff(ctx context.Context, attempt int, most time.Duration) error {
+	d := min(20*time.Millisecond<<min(attempt, 12), most)
+	d = d/2 + rand.N(d/2+1)
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// get reads and decodes one record; version 0 and no error if it is absent.
+func get[T any, P interface {
+	*T
+	versioned
+	validator
+}](ctx context.Context, c *Cluster, key string) (T, kvstore.Revision, error) {
+	var none T
+	e, err := c.store.Get(ctx, key)
+	c.heard(err)
+	switch {
+	case errors.Is(err, kvstore.ErrNotFound):
+		return none, 0, nil
+	case err != nil:
+		return none, 0, fmt.Errorf("read %s: %w", key, err)
+	}
+	r, err := decode[T, P](key, e.Value)
+	if err != nil {
+		return none, 0, err
+	}
+	return r, e.Version, nil
+}
+
+// commit runs a transaction.
+func (c *Cluster) commit(ctx context.Context, t *kvstore.Txn) (kvstore.Revision, error) {
+	rev, err := c.store.Txn(ctx, t)
+	c.heard(err)
+	return rev, err
+}
+
+// put encodes a record into a transaction, with the first error kept for the end.
+func put(t *kvstore.Txn, err *error, key string, r versioned) {
+	raw, e := encode(r)
+	if e != nil && *err == nil {
+		*err = e
+	}
+	t.Put(key, raw)
+}

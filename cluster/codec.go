@@ -1,0 +1,308 @@
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/carrick-net/carrick"
+)
+
+// schema is the version every record carries. A reader refuses a higher one: it
+// was written by an agent that knows something this one would lose.
+const schema = 1
+
+// ErrRecord: a record in the store cannot be understood: damaged, written by
+// something else, or by a newer agent.
+var ErrRecord = errors.New("record not understood")
+
+// envelope is the part all records share.
+type envelope struct {
+	V int `json:"v"`
+}
+
+func (e envelope) version() int { return e.V }
+
+type versioned interface{ version() int }
+
+// validator is a record that can tell nonsense from sense.
+type validator interface{ validate() error }
+
+// encode marshals a record. The types here always marshal, so an error is a bug
+// and is returned rather than hidden.
+func encode(r versioned) ([]byte, error) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("encode %T: %w", r, err)
+	}
+	return b, nil
+}
+
+// decode reads a record of the store. It never panics whatever the bytes are,
+// and refuses what the rest of the program must not see: ids that are not ids,
+// prefixes that are not masked, addresses outside of their pool.
+func decode[T any, P interface {
+	*T
+	versioned
+	validator
+}](key string, raw []byte) (T, error) {
+	var r T
+	if err := json.Unmarshal(raw, P(&r)); err != nil {
+		return r, fmt.Errorf("%s: %w: %w", key, ErrRecord, err)
+	}
+	if v := P(&r).version(); v < 1 || v > schema {
+		return r, fmt.Errorf("%s: %w: schema %d, this agent knows up to %d", key, ErrRecord, v, schema)
+	}
+	if err := P(&r).validate(); err != nil {
+		return r, fmt.Errorf("%s: %w: %w", key, ErrRecord, err)
+	}
+	return r, nil
+}
+
+type hostRecord struct {
+	envelope
+	carrick.Host
+	Machine string `json:"machine,omitempty"`
+}
+
+func (r *hostRecord) validate() error {
+	if !carrick.ValidID(string(r.ID)) || r.Name == "" || !r.VTEP.IsValid() {
+		return fmt.Errorf("host %q name %q VTEP %v", r.ID, r.Name, r.VTEP)
+	}
+	return nil
+}
+
+// holderRecord says which host holds a name, a VTEP address or a block.
+type holderRecord struct {
+	envelope
+	Host carrick.HostID `json:"host"`
+}
+
+func (r *holderRecord) validate() error {
+	if !carrick.ValidID(string(r.Host)) {
+		return fmt.Errorf("host id %q", r.Host)
+	}
+	return nil
+}
+
+// nodeRecord is the liveness key of a host.
+type nodeRecord struct {
+	envelope
+	Host    carrick.HostID `json:"host"`
+	Machine string         `json:"machine,omitempty"`
+	VTEP    netip.Addr     `json:"vtep"`
+	Boot    string         `json:"boot,omitempty"`
+}
+
+func (r *nodeRecord) validate() error {
+	if !carrick.ValidID(string(r.Host)) {
+		return fmt.Errorf("host id %q", r.Host)
+	}
+	return nil
+}
+
+type incarnationRecord struct {
+	envelope
+	ID string `json:"id"`
+}
+
+func (r *incarnationRecord) validate() error {
+	if !carrick.ValidID(r.ID) {
+		return fmt.Errorf("incarnation %q", r.ID)
+	}
+	return nil
+}
+
+// tenantRecord is the address space of one tenant.
+type tenantRecord struct {
+	envelope
+	Prefixes []tenantPrefix `json:"prefixes"`
+}
+
+type tenantPrefix struct {
+	Prefix  netip.Prefix      `json:"prefix"`
+	Network carrick.NetworkID `json:"network"`
+}
+
+func (r *tenantRecord) validate() error {
+	for _, p := range r.Prefixes {
+		if !p.Prefix.IsValid() || p.Prefix != p.Prefix.Masked() || !carrick.ValidID(string(p.Network)) {
+			return fmt.Errorf("prefix %v of network %q", p.Prefix, p.Network)
+		}
+	}
+	return nil
+}
+
+type vniRecord struct {
+	envelope
+	Network carrick.NetworkID `json:"network"`
+}
+
+func (r *vniRecord) validate() error {
+	if !carrick.ValidID(string(r.Network)) {
+		return fmt.Errorf("network id %q", r.Network)
+	}
+	return nil
+}
+
+type confRecord struct {
+	envelope
+	carrick.Network
+}
+
+func (r *confRecord) validate() error {
+	if !carrick.ValidID(string(r.ID)) || r.Tenant == "" || r.VNI == 0 || r.VNI > carrick.MaxVNI || len(r.Pools) == 0 {
+		return fmt.Errorf("network %q tenant %q VNI %d with %d pools", r.ID, r.Tenant, r.VNI, len(r.Pools))
+	}
+	for _, p := range r.Pools {
+		if !p.Prefix.IsValid() || p.Prefix != p.Prefix.Masked() {
+			return fmt.Errorf("pool %v", p.Prefix)
+		}
+		if p.Block < p.Prefix.Bits() || p.Block > p.Prefix.Addr().BitLen() {
+			return fmt.Errorf("block size /%d of pool %v", p.Block, p.Prefix)
+		}
+		if p.Range.IsValid() && (p.Range.Bits() < p.Prefix.Bits() || !p.Prefix.Contains(p.Range.Addr())) {
+			return fmt.Errorf("range %v outside pool %v", p.Range, p.Prefix)
+		}
+	}
+	return nil
+}
+
+// membersRecord orders joins and removals: each rewrites it under its version.
+type membersRecord struct {
+	envelope
+	Change uint64 `json:"change"` // grows by one each time
+}
+
+func (r *membersRecord) validate() error { return nil }
+
+type aliasRecord struct {
+	envelope
+	Host    carrick.HostID `json:"host"`
+	Aliases []dockerAlias  `json:"aliases"`
+}
+
+type dockerAlias struct {
+	Docker carrick.DockerNetworkID `json:"docker"`
+	Name   string                  `json:"name,omitempty"`
+}
+
+func (r *aliasRecord) validate() error {
+	if !carrick.ValidID(string(r.Host)) {
+		return fmt.Errorf("host id %q", r.Host)
+	}
+	for _, a := range r.Aliases {
+		if !carrick.ValidDockerID(string(a.Docker)) {
+			return fmt.Errorf("docker network id %q", a.Docker)
+		}
+	}
+	return nil
+}
+
+// endpointsRecord is everything one host has in one network.
+type endpointsRecord struct {
+	envelope
+	Endpoints []carrick.Endpoint `json:"eps"`
+}
+
+func (r *endpointsRecord) validate() error { return validEndpoints(r.Endpoints) }
+
+func validEndpoints(eps []carrick.Endpoint) error {
+	for _, e := range eps {
+		if !carrick.ValidDockerID(string(e.ID)) || len(e.Addrs) == 0 || !e.MAC.IsUnicast() {
+			return fmt.Errorf("endpoint %q with addresses %v MAC %s", e.ID, e.Addrs, e.MAC)
+		}
+		for _, a := range e.Addrs {
+			if !a.IsValid() || a.Zone() != "" {
+				return fmt.Errorf("endpoint %q address %v", e.ID, a)
+			}
+		}
+	}
+	return nil
+}
+
+// headRecord is the one key of a network that watchers block on.
+type headRecord struct {
+	envelope
+	Seq  uint64   `json:"seq"` // of the last change
+	Ring []change `json:"ring,omitempty"`
+}
+
+// change is what one commit did to one host's record.
+type change struct {
+	Seq  uint64               `json:"s"`
+	Host carrick.HostID       `json:"h"`
+	Put  []carrick.Endpoint   `json:"p,omitempty"`
+	Del  []carrick.EndpointID `json:"d,omitempty"`
+	// Reread: too large to be told inline, read the host's record.
+	Reread bool `json:"r,omitempty"`
+}
+
+func (r *headRecord) validate() error {
+	last := uint64(0)
+	for i, c := range r.Ring {
+		if !carrick.ValidID(string(c.Host)) {
+			return fmt.Errorf("change %d of host %q", c.Seq, c.Host)
+		}
+		if i > 0 && c.Seq != last+1 {
+			return fmt.Errorf("change %d follows change %d", c.Seq, last)
+		}
+		last = c.Seq
+		if err := validEndpoints(c.Put); err != nil {
+			return err
+		}
+	}
+	if len(r.Ring) > 0 && last != r.Seq {
+		return fmt.Errorf("head at %d, ring ends at %d", r.Seq, last)
+	}
+	return nil
+}
+
+// since returns the changes after have, or false if the ring does not reach back
+// that far.
+func (r *headRecord) since(have uint64) ([]change, bool) {
+	if r.Seq < have {
+		return nil, false
+	}
+	n := int(r.Seq - have)
+	if n > len(r.Ring) {
+		return nil, false
+	}
+	return r.Ring[len(r.Ring)-n:], true
+}
+
+// Bounds of the ring: a watcher wakes for each change and receives the whole
+// head, so its size is the price of a change per watcher.
+const (
+	ringChanges = 16
+	ringBytes   = 3 << 10
+	inlineBytes = 1 << 10 // of one change; a larger one is told as Reread
+)
+
+// push appends a change and drops the oldest beyond the ring's bounds.
+func (r *headRecord) push(c change) error {
+	r.Seq++
+	c.Seq = r.Seq
+	raw, err := json.Marshal(c)
+	if err != nil {
+		return fmt.Errorf("encode change: %w", err)
+	}
+	if len(raw) > inlineBytes {
+		c.Put, c.Del, c.Reread = nil, nil, true
+	}
+	r.Ring = append(r.Ring, c)
+	total := 0
+	for i := len(r.Ring) - 1; i >= 0; i-- {
+		raw, err := json.Marshal(r.Ring[i])
+		if err != nil {
+			return fmt.Errorf("encode change: %w", err)
+		}
+		total += len(raw)
+		if len(r.Ring)-i > ringChanges || (total > ringBytes && i < len(r.Ring)-1) {
+			r.Ring = append([]change(nil), r.Ring[i+1:]...)
+			break
+		}
+	}
+	return nil
+}

@@ -1,0 +1,309 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/kvstore"
+)
+
+// netState is what this host knows of one network it follows. All fields are
+// guarded by Cluster.mu.
+type netState struct {
+	follow  context.CancelFunc // nil while not followed
+	loaded  chan struct{}      // closed at the first whole snapshot
+	isLoad  bool
+	gone    bool // the store no longer has the network
+	conf    carrick.Network
+	confVer kvstore.Revision
+	seq     uint64 // of the head that remote stands for
+	head    headRecord
+	headVer kvstore.Revision
+	remote  map[carrick.HostID]map[carrick.EndpointID]carrick.Endpoint
+	pub     publisher
+}
+
+// state returns a network's state, making it if needed. c.mu must be held.
+func (c *Cluster) state(id carrick.NetworkID) *netState {
+	n := c.nets[id]
+	if n == nil {
+		n = &netState{
+			loaded: make(chan struct{}),
+			remote: map[carrick.HostID]map[carrick.EndpointID]carrick.Endpoint{},
+		}
+		c.nets[id] = n
+	}
+	return n
+}
+
+// Follow begins to keep a network's snapshot up to date. Following twice is
+// following once.
+func (c *Cluster) Follow(id carrick.NetworkID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.startFollow(id, c.state(id))
+}
+
+// startFollow needs c.mu. Before Run there is nobody to follow; Run starts what
+// was asked for by then.
+func (c *Cluster) startFollow(id carrick.NetworkID, n *netState) {
+	if c.run == nil || n.follow != nil || n.gone {
+		return
+	}
+	ctx, cancel := context.WithCancel(c.run.ctx)
+	n.follow = cancel
+	c.run.group.Go(func() error {
+		defer cancel()
+		return c.followLoop(ctx, id, n)
+	})
+}
+
+// Unfollow ends it and forgets the snapshot.
+func (c *Cluster) Unfollow(id carrick.NetworkID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := c.nets[id]; n != nil {
+		if n.follow != nil {
+			n.follow()
+		}
+		delete(c.nets, id)
+	}
+}
+
+// Loaded waits for a followed network's first snapshot, together with the list
+// of hosts. It returns false if ctx ends first.
+func (c *Cluster) Loaded(ctx context.Context, id carrick.NetworkID) bool {
+	c.mu.Lock()
+	ch := c.state(id).loaded
+	c.mu.Unlock()
+	select {
+	case <-ch:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// followLoop keeps one network's snapshot. The head is all it blocks on; what
+// the ring cannot tell is read in full.
+func (c *Cluster) followLoop(ctx context.Context, id carrick.NetworkID, n *netState) error {
+	var attempt int
+	return c.watch(ctx, kvstore.OneKey(keyHead(id)), func(v kvstore.View) {
+		for attempt = 0; ; attempt++ {
+			err := c.catchUp(ctx, id, n, v)
+			if err == nil {
+				c.changed(id)
+				return
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			if attempt == 0 {
+				c.log.Warn("cannot read a network's changes", "network", id, "err", err)
+			}
+			if backoff(ctx, attempt, 2*time.Second) != nil {
+				return
+			}
+		}
+	})
+}
+
+// catchUp brings the snapshot to the state of a head, or past it.
+func (c *Cluster) catchUp(ctx context.Context, id carrick.NetworkID, n *netState, v kvstore.View) error {
+	if len(v.Entries) == 0 {
+		// Removed, or the store lost it. What is known stays: cached knowledge
+		// adds, it never sweeps.
+		c.mu.Lock()
+		known := n.isLoad
+		c.mu.Unlock()
+		if known {
+			c.log.Warn("the store no longer has this network", "network", id)
+			return nil
+		}
+		return c.reload(ctx, id, n)
+	}
+	head, err := decode[headRecord](v.Entries[0].Key, v.Entries[0].Value)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	changes, ok := head.since(n.seq)
+	ok = ok && n.isLoad
+	c.mu.Unlock()
+	if !ok {
+		return c.reload(ctx, id, n)
+	}
+	reread := map[carrick.HostID][]carrick.Endpoint{}
+	for _, ch := range changes {
+		if ch.Reread && ch.Host != c.self {
+			r, _, err := get[endpointsRecord](ctx, c, keyNetHost(id, ch.Host))
+			if err != nil {
+				return err
+			}
+			reread[ch.Host] = r.Endpoints
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, ch := range changes {
+		if _, whole := reread[ch.Host]; !whole {
+			n.apply(ch)
+		}
+	}
+	for h, eps := range reread {
+		n.replace(h, eps)
+	}
+	n.seq = head.Seq
+	n.setHead(head, v.Entries[0].Version)
+	return nil
+}
+
+// reload reads the whole network, consistent at one moment.
+func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState) error {
+	v, err := c.store.List(ctx, kvstore.Under(prefixNet(id)))
+	c.heard(err)
+	if err != nil {
+		return fmt.Errorf("read network %s: %w", id, err)
+	}
+	var (
+		conf    confRecord
+		confVer kvstore.Revision
+		head    headRecord
+		headVer kvstore.Revision
+	)
+	remote := map[carrick.HostID][]carrick.Endpoint{}
+	for _, e := range v.Entries {
+		switch {
+		case e.Key == keyConf(id):
+			if conf, err = decode[confRecord](e.Key, e.Value); err != nil {
+				return err
+			}
+			confVer = e.Version
+		case e.Key == keyHead(id):
+			if head, err = decode[headRecord](e.Key, e.Value); err != nil {
+				return err
+			}
+			headVer = e.Version
+		case strings.HasPrefix(e.Key, prefixNetHosts(id)):
+			host := carrick.HostID(strings.TrimPrefix(e.Key, prefixNetHosts(id)))
+			r, err := decode[endpointsRecord](e.Key, e.Value)
+			if err != nil || !carrick.ValidID(string(host)) {
+				// One host's damaged record must not cost the others' rows.
+				c.log.Error("endpoints of a host ignored", "network", id, "host", host, "err", err)
+				continue
+			}
+			remote[host] = r.Endpoints
+		}
+	}
+	if confVer == 0 {
+		return fmt.Errorf("network %s: %w in the store", id, ErrUnknownNetwork)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n.conf, n.confVer = conf.Network, confVer
+	n.seq = head.Seq
+	n.setHead(head, headVer)
+	n.remote = map[carrick.HostID]map[carrick.EndpointID]carrick.Endpoint{}
+	for h, eps := range remote {
+		n.replace(h, eps)
+	}
+	if !n.isLoad {
+		n.isLoad = true
+		close(n.loaded)
+	}
+	return nil
+}
+
+// setHead remembers the newest head seen, for the next publication. Revisions
+// grow, except when a store lost its past; then the next publication conflicts
+// once and reads again.
+func (n *netState) setHead(h headRecord, v kvstore.Revision) {
+	if v > n.headVer {
+		n.head, n.headVer = h, v
+	}
+}
+
+func (n *netState) apply(ch change) {
+	eps := n.remote[ch.Host]
+	if eps == nil {
+		eps = map[carrick.EndpointID]carrick.Endpoint{}
+		n.remote[ch.Host] = eps
+	}
+	for _, id := range ch.Del {
+		delete(eps, id)
+	}
+	for _, e := range ch.Put {
+		eps[e.ID] = e
+	}
+	if len(eps) == 0 {
+		delete(n.remote, ch.Host)
+	}
+}
+
+func (n *netState) replace(h carrick.HostID, eps []carrick.Endpoint) {
+	m := map[carrick.EndpointID]carrick.Endpoint{}
+	for _, e := range eps {
+		m[e.ID] = e
+	}
+	if len(m) == 0 {
+		delete(n.remote, h)
+		return
+	}
+	n.remote[h] = m
+}
+
+// View returns a network's whole snapshot: the others' endpoints as the store
+// says, this host's as its journal says. complete is false while the store's
+// part was never read; such a view may be added to the kernel, and nothing may
+// be removed because of it. The error is journal.ErrNotFound for a network that
+// is not on this host.
+func (c *Cluster) View(id carrick.NetworkID) (v carrick.View, complete bool, err error) {
+	rec, err := c.jr.Network(id)
+	if err != nil {
+		return carrick.View{}, false, err
+	}
+	local := c.jr.Endpoints(id)
+	v = carrick.View{
+		Network:   rec.Conf,
+		Hosts:     map[carrick.HostID]carrick.Host{c.self: c.SelfHost()},
+		Endpoints: map[carrick.HostID][]carrick.Endpoint{},
+		Joined:    map[carrick.EndpointID]bool{},
+	}
+	for _, e := range local {
+		v.Endpoints[c.self] = append(v.Endpoints[c.self], e.Endpoint)
+		if e.Joined {
+			v.Joined[e.ID] = true
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := c.nets[id]
+	if n == nil {
+		return v, false, nil
+	}
+	for h, eps := range n.remote {
+		if h == c.self {
+			continue
+		}
+		v.Endpoints[h] = slices.SortedFunc(maps.Values(eps), func(a, b carrick.Endpoint) int {
+			return cmp.Compare(a.ID, b.ID)
+		})
+		if host, ok := c.hosts[h]; ok {
+			host.Alive = c.alive[h]
+			v.Hosts[h] = host
+		}
+	}
+	return v, n.isLoad && c.hostsOK, nil
+}
+
+func sortHosts(hs []carrick.Host) {
+	slices.SortFunc(hs, func(a, b carrick.Host) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+	})
+}

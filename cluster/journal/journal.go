@@ -1,0 +1,470 @@
+// Package journal is a host's own memory: who it is, which networks it has
+// aliases of, which addresses it gave out and which endpoints run here, in one
+// file that is synced to disk before a plugin call is answered.
+//
+// It is the truth about this host; the shared store holds a copy for the
+// others. It knows the vocabulary and the disk, neither the store nor Docker
+// nor the kernel.
+package journal
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/carrick-net/carrick"
+)
+
+// Sentinel errors.
+var (
+	// ErrLocked: another process has the state directory open.
+	ErrLocked = errors.New("state directory in use by another agent")
+	// ErrForeign: the state directory was made on another machine.
+	ErrForeign = errors.New("state directory belongs to another machine")
+	// ErrNotFound: no such record.
+	ErrNotFound = errors.New("not in the journal")
+	// ErrCorrupt: the file is there and cannot be understood.
+	ErrCorrupt = errors.New("journal is damaged")
+)
+
+// schema is the version of the file's layout. A newer one than ours is refused:
+// an old agent must not reinterpret what a new one wrote.
+const schema = 1
+
+// lockWait bounds how long Open waits for the file lock. The holder is another
+// agent, which will not go away by itself.
+const lockWait = time.Second
+
+// Identity is who this host is.
+type Identity struct {
+	Schema  int            `json:"schema"`
+	Host    carrick.HostID `json:"host"`
+	Machine string         `json:"machine"` // machine-id the directory is bound to; "" where there is none
+}
+
+// Alias is one engine network that stands for a cluster network.
+type Alias struct {
+	Docker  carrick.DockerNetworkID `json:"docker"`
+	Name    string                  `json:"name,omitempty"` // as the engine told; "" until it did
+	Created time.Time               `json:"created"`
+}
+
+// Network is a cluster network that this host has, or is about to leave.
+type Network struct {
+	Conf    carrick.Network `json:"conf"`
+	Aliases []Alias         `json:"aliases"`
+	Blocks  []netip.Prefix  `json:"blocks,omitempty"` // owned by this host, in the order of their claims
+	// Leaving: the engine has removed its last alias; what remains is to tell the
+	// store. Nothing new starts on it.
+	Leaving bool                    `json:"leaving,omitempty"`
+	Left    carrick.DockerNetworkID `json:"left,omitempty"` // the alias it left
+}
+
+// Endpoint is an endpoint that runs on this host.
+type Endpoint struct {
+	carrick.Endpoint
+	Network carrick.NetworkID       `json:"network"`
+	Docker  carrick.DockerNetworkID `json:"docker"`
+	// Joined: Join has returned once, the container's end is Docker's.
+	Joined bool `json:"joined,omitempty"`
+}
+
+// Lease is one address of a block of this host: given out, or resting.
+type Lease struct {
+	Network carrick.NetworkID `json:"network"`
+	Addr    netip.Addr        `json:"addr"`
+	// Endpoint that holds it; "" between RequestAddress and CreateEndpoint, after
+	// DeleteEndpoint, and while resting.
+	Endpoint carrick.EndpointID `json:"endpoint,omitempty"`
+	// Released is the order of release: 0 while the address is given out.
+	Released uint64 `json:"released,omitempty"`
+}
+
+type leaseKey struct {
+	net  carrick.NetworkID
+	addr netip.Addr
+}
+
+// Journal is an open journal. It is safe for concurrent use.
+type Journal struct {
+	db *bbolt.DB
+	id Identity
+
+	// mu guards everything below, and orders updates: what is in memory is what is
+	// on disk.
+	mu        sync.RWMutex
+	networks  map[carrick.NetworkID]Network
+	endpoints map[carrick.EndpointID]Endpoint
+	leases    map[leaseKey]Lease
+	releases  uint64 // highest Released so far
+}
+
+var (
+	bucketMeta      = []byte("meta")
+	bucketNetworks  = []byte("networks")
+	bucketEndpoints = []byte("endpoints")
+	bucketLeases    = []byte("leases")
+	keyIdentity     = []byte("identity")
+)
+
+// Open opens or makes the journal in dir and binds it to the machine. The
+// directory is made with mode 0700 if missing. Errors: [ErrLocked], [ErrForeign],
+// [ErrCorrupt], or the disk's own.
+func Open(dir, machine string) (*Journal, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open journal: %w", err)
+	}
+	path := filepath.Join(dir, "state.db")
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait})
+	switch {
+	case errors.Is(err, bbolt.ErrTimeout):
+		return nil, fmt.Errorf("open journal %s: %w: stop it, or give this one a --state-dir and --plugin-socket of its own", path, ErrLocked)
+	case err != nil:
+		return nil, fmt.Errorf("open journal %s: %w", path, err)
+	}
+	j := &Journal{
+		db:        db,
+		networks:  map[carrick.NetworkID]Network{},
+		endpoints: map[carrick.EndpointID]Endpoint{},
+		leases:    map[leaseKey]Lease{},
+	}
+	if err := j.load(machine); err != nil {
+		_ = db.Close()
+		return nil, fmt.Errorf("open journal %s: %w", path, err)
+	}
+	return j, nil
+}
+
+// Close releases the file.
+func (j *Journal) Close() error { return j.db.Close() }
+
+// Identity returns who this host is.
+func (j *Journal) Identity() Identity { return j.id }
+
+func (j *Journal) load(machine string) error {
+	return j.db.Update(func(tx *bbolt.Tx) error {
+		meta, err := tx.CreateBucketIfNotExists(bucketMeta)
+		if err != nil {
+			return err
+		}
+		if err := j.identify(meta, machine); err != nil {
+			return err
+		}
+		if err := loadBucket(tx, bucketNetworks, func(_ string, n Network) error {
+			j.networks[n.Conf.ID] = n
+			return nil
+		}); err != nil {
+			return err
+		}
+		if err := loadBucket(tx, bucketEndpoints, func(_ string, e Endpoint) error {
+			j.endpoints[e.ID] = e
+			return nil
+		}); err != nil {
+			return err
+		}
+		return loadBucket(tx, bucketLeases, func(_ string, l Lease) error {
+			j.leases[leaseKey{l.Network, l.Addr}] = l
+			j.releases = max(j.releases, l.Released)
+			return nil
+		})
+	})
+}
+
+func (j *Journal) identify(meta *bbolt.Bucket, machine string) error {
+	raw := meta.Get(keyIdentity)
+	if raw == nil {
+		j.id = Identity{Schema: schema, Host: carrick.NewHostID(), Machine: machine}
+		b, err := json.Marshal(j.id)
+		if err != nil {
+			return err
+		}
+		return meta.Put(keyIdentity, b)
+	}
+	if err := json.Unmarshal(raw, &j.id); err != nil {
+		return fmt.Errorf("identity: %w: %w", ErrCorrupt, err)
+	}
+	if !carrick.ValidID(string(j.id.Host)) {
+		return fmt.Errorf("identity: %w: host id %q", ErrCorrupt, j.id.Host)
+	}
+	if j.id.Schema > schema {
+		return fmt.Errorf("written by a newer agent (schema %d, this one knows %d): upgrade the agent", j.id.Schema, schema)
+	}
+	if j.id.Machine != machine {
+		return fmt.Errorf("%w: host %s was made on machine-id %s, this is %s: on a cloned machine remove the directory, so that it becomes a host of its own",
+			ErrForeign, j.id.Host, j.id.Machine, machine)
+	}
+	return nil
+}
+
+// loadBucket decodes every record of a bucket, making it if missing.
+func loadBucket[T any](tx *bbolt.Tx, name []byte, add func(key string, v T) error) error {
+	b, err := tx.CreateBucketIfNotExists(name)
+	if err != nil {
+		return err
+	}
+	return b.ForEach(func(k, raw []byte) error {
+		var v T
+		if err := json.Unmarshal(raw, &v); err != nil {
+			return fmt.Errorf("%s %q: %w: %w", name, k, ErrCorrupt, err)
+		}
+		return add(string(k), v)
+	})
+}
+
+// Tx collects changes that reach the disk together or not at all. Getters see
+// the changes made so far. It is valid inside [Journal.Update] only.
+type Tx struct {
+	j         *Journal
+	networks  map[carrick.NetworkID]*Network // nil: deleted
+	endpoints map[carrick.EndpointID]*Endpoint
+	leases    map[leaseKey]*Lease
+	releases  uint64
+}
+
+// Update runs fn and makes its changes durable before it returns. If fn or the
+// disk fails nothing has changed, neither on disk nor in memory.
+func (j *Journal) Update(fn func(*Tx) error) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	tx := &Tx{
+		j:         j,
+		networks:  map[carrick.NetworkID]*Network{},
+		endpoints: map[carrick.EndpointID]*Endpoint{},
+		leases:    map[leaseKey]*Lease{},
+		releases:  j.releases,
+	}
+	if err := fn(tx); err != nil {
+		return err
+	}
+	if len(tx.networks)+len(tx.endpoints)+len(tx.leases) == 0 {
+		return nil
+	}
+	if err := j.db.Update(tx.write); err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
+	merge(j.networks, tx.networks)
+	merge(j.endpoints, tx.endpoints)
+	merge(j.leases, tx.leases)
+	j.releases = tx.releases
+	return nil
+}
+
+func merge[K comparable, V any](into map[K]V, from map[K]*V) {
+	for k, v := range from {
+		if v == nil {
+			delete(into, k)
+		} else {
+			into[k] = *v
+		}
+	}
+}
+
+func (tx *Tx) write(db *bbolt.Tx) error {
+	if err := writeBucket(db, bucketNetworks, tx.networks, func(id carrick.NetworkID) string { return string(id) }); err != nil {
+		return err
+	}
+	if err := writeBucket(db, bucketEndpoints, tx.endpoints, func(id carrick.EndpointID) string { return string(id) }); err != nil {
+		return err
+	}
+	return writeBucket(db, bucketLeases, tx.leases, func(k leaseKey) string { return string(k.net) + "/" + k.addr.String() })
+}
+
+func writeBucket[K comparable, V any](db *bbolt.Tx, name []byte, changes map[K]*V, key func(K) string) error {
+	b := db.Bucket(name)
+	for k, v := range changes {
+		if v == nil {
+			if err := b.Delete([]byte(key(k))); err != nil {
+				return err
+			}
+			continue
+		}
+		raw, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		if err := b.Put([]byte(key(k)), raw); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lookup finds k among a transaction's changes, then in the journal.
+func lookup[K comparable, V any](changes map[K]*V, base map[K]V, k K) (V, bool) {
+	if v, ok := changes[k]; ok {
+		if v == nil {
+			var none V
+			return none, false
+		}
+		return *v, true
+	}
+	v, ok := base[k]
+	return v, ok
+}
+
+// Network returns a network's record.
+func (tx *Tx) Network(id carrick.NetworkID) (Network, bool) {
+	n, ok := lookup(tx.networks, tx.j.networks, id)
+	return n.clone(), ok
+}
+
+// PutNetwork stores a network's record.
+func (tx *Tx) PutNetwork(n Network) { n = n.clone(); tx.networks[n.Conf.ID] = &n }
+
+// DeleteNetwork removes a network with its leases and endpoints.
+func (tx *Tx) DeleteNetwork(id carrick.NetworkID) {
+	tx.networks[id] = nil
+	for k, e := range tx.j.endpoints {
+		if e.Network == id {
+			tx.endpoints[k] = nil
+		}
+	}
+	for k := range tx.j.leases {
+		if k.net == id {
+			tx.leases[k] = nil
+		}
+	}
+}
+
+// Endpoint returns an endpoint's record.
+func (tx *Tx) Endpoint(id carrick.EndpointID) (Endpoint, bool) {
+	return lookup(tx.endpoints, tx.j.endpoints, id)
+}
+
+// PutEndpoint stores an endpoint's record.
+func (tx *Tx) PutEndpoint(e Endpoint) { tx.endpoints[e.ID] = &e }
+
+// DeleteEndpoint removes an endpoint and unbinds its addresses, which stay given
+// out until they are released.
+func (tx *Tx) DeleteEndpoint(id carrick.EndpointID) {
+	e, ok := tx.Endpoint(id)
+	if !ok {
+		return
+	}
+	tx.endpoints[id] = nil
+	for _, a := range e.Addrs {
+		if l, ok := tx.Lease(e.Network, a); ok && l.Endpoint == id {
+			l.Endpoint = ""
+			tx.PutLease(l)
+		}
+	}
+}
+
+// Lease returns an address's record.
+func (tx *Tx) Lease(id carrick.NetworkID, a netip.Addr) (Lease, bool) {
+	return lookup(tx.leases, tx.j.leases, leaseKey{id, a})
+}
+
+// PutLease stores an address's record.
+func (tx *Tx) PutLease(l Lease) { tx.leases[leaseKey{l.Network, l.Addr}] = &l }
+
+// Release marks an address as resting since now: it will be reused after every
+// address that was released before it.
+func (tx *Tx) Release(id carrick.NetworkID, a netip.Addr) {
+	tx.releases++
+	tx.PutLease(Lease{Network: id, Addr: a, Released: tx.releases})
+}
+
+// ForgetBlock removes what is remembered of the addresses of a block that this
+// host no longer owns.
+func (tx *Tx) ForgetBlock(id carrick.NetworkID, block netip.Prefix) {
+	for k := range tx.j.leases {
+		if k.net == id && block.Contains(k.addr) {
+			tx.leases[k] = nil
+		}
+	}
+}
+
+// Network returns a network's record, or [ErrNotFound].
+func (j *Journal) Network(id carrick.NetworkID) (Network, error) {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	n, ok := j.networks[id]
+	if !ok {
+		return Network{}, fmt.Errorf("network %s: %w", id, ErrNotFound)
+	}
+	return n.clone(), nil
+}
+
+// ByAlias returns the network an engine's id stands for, or [ErrNotFound].
+func (j *Journal) ByAlias(id carrick.DockerNetworkID) (Network, error) {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	for _, n := range j.networks {
+		for _, a := range n.Aliases {
+			if a.Docker == id {
+				return n.clone(), nil
+			}
+		}
+	}
+	return Network{}, fmt.Errorf("docker network %s: %w", id.Short(), ErrNotFound)
+}
+
+// Networks returns every network's record, sorted by id.
+func (j *Journal) Networks() []Network {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	out := make([]Network, 0, len(j.networks))
+	for _, id := range slices.Sorted(maps.Keys(j.networks)) {
+		out = append(out, j.networks[id].clone())
+	}
+	return out
+}
+
+// Endpoint returns an endpoint's record, or [ErrNotFound].
+func (j *Journal) Endpoint(id carrick.EndpointID) (Endpoint, error) {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	e, ok := j.endpoints[id]
+	if !ok {
+		return Endpoint{}, fmt.Errorf("endpoint %s: %w", id.Short(), ErrNotFound)
+	}
+	return e, nil
+}
+
+// Endpoints returns a network's local endpoints, sorted by id.
+func (j *Journal) Endpoints(id carrick.NetworkID) []Endpoint {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	var out []Endpoint
+	for _, e := range j.endpoints {
+		if e.Network == id {
+			out = append(out, e)
+		}
+	}
+	slices.SortFunc(out, func(a, b Endpoint) int {
+		if a.ID < b.ID {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+// Leases returns every address of a network this host remembers.
+func (j *Journal) Leases(id carrick.NetworkID) map[netip.Addr]Lease {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	out := map[netip.Addr]Lease{}
+	for k, l := range j.leases {
+		if k.net == id {
+			out[k.addr] = l
+		}
+	}
+	return out
+}
+
+func (n Network) clone() Network {
+	n.Aliases = slices.Clone(n.Aliases)
+	n.Blocks = slices.Clone(n.Blocks)
+	return n
+}

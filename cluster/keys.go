@@ -1,0 +1,77 @@
+package cluster
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/carrick-net/carrick"
+)
+
+// The key layout, below the prefix of the store's URL:
+//
+//	v1/incarnation                the store's own identity; missing means wiped
+//	v1/host/ID                    a host: name, VTEP, MTU. Not leased: ownership is not liveness
+//	v1/name/NAME                  which host holds a name
+//	v1/vtep/ADDR                  which host holds a VTEP address
+//	v1/node/ID                    leased: the host is alive
+//	v1/tenant/TENANT              the tenant's address space: prefix -> network. One record, since
+//	                              only one record can see two hosts claim overlapping prefixes at once
+//	v1/vni/N                      which network has a VNI
+//	v1/net/ID/conf                the network's configuration
+//	v1/net/ID/members             rewritten whenever an alias comes or goes: orders joins and removals
+//	v1/net/ID/alias/HOST          the host's Docker networks that stand for it
+//	v1/net/ID/head                sequence and ring of recent changes: what watchers block on
+//	v1/net/ID/host/HOST           all endpoints of the host in the network; one writer
+//	v1/net/ID/ipam/BLOCK          who owns a block
+const (
+	layout         = "v1/"
+	keyIncarnation = layout + "incarnation"
+	prefixHosts    = layout + "host/"
+	prefixNodes    = layout + "node/"
+	prefixNets     = layout + "net/"
+)
+
+func keyHost(id carrick.HostID) string { return prefixHosts + string(id) }
+func keyNode(id carrick.HostID) string { return prefixNodes + string(id) }
+func keyName(name string) string       { return layout + "name/" + name }
+func keyVTEP(a netip.Addr) string      { return layout + "vtep/" + a.String() }
+func keyTenant(t string) string        { return layout + "tenant/" + t }
+func keyVNI(v carrick.VNI) string      { return layout + "vni/" + strconv.FormatUint(uint64(v), 10) }
+
+// prefixNet ends in a slash, so that no other network's id can match.
+func prefixNet(id carrick.NetworkID) string  { return prefixNets + string(id) + "/" }
+func keyConf(id carrick.NetworkID) string    { return prefixNet(id) + "conf" }
+func keyMembers(id carrick.NetworkID) string { return prefixNet(id) + "members" }
+func keyHead(id carrick.NetworkID) string    { return prefixNet(id) + "head" }
+func prefixAliases(id carrick.NetworkID) string {
+	return prefixNet(id) + "alias/"
+}
+func keyAlias(id carrick.NetworkID, h carrick.HostID) string {
+	return prefixAliases(id) + string(h)
+}
+func prefixNetHosts(id carrick.NetworkID) string { return prefixNet(id) + "host/" }
+func keyNetHost(id carrick.NetworkID, h carrick.HostID) string {
+	return prefixNetHosts(id) + string(h)
+}
+func prefixBlocks(id carrick.NetworkID) string { return prefixNet(id) + "ipam/" }
+
+// keyBlock writes the prefix's slash as a dash: a slash would look like another
+// level of keys.
+func keyBlock(id carrick.NetworkID, b netip.Prefix) string {
+	return prefixBlocks(id) + b.Addr().String() + "-" + strconv.Itoa(b.Bits())
+}
+
+// blockOfKey is the inverse of keyBlock.
+func blockOfKey(id carrick.NetworkID, key string) (netip.Prefix, bool) {
+	s, ok := strings.CutPrefix(key, prefixBlocks(id))
+	if !ok {
+		return netip.Prefix{}, false
+	}
+	i := strings.LastIndexByte(s, '-')
+	if i < 0 {
+		return netip.Prefix{}, false
+	}
+	p, err := netip.ParsePrefix(s[:i] + "/" + s[i+1:])
+	return p, err == nil && p == p.Masked()
+}

@@ -1,0 +1,524 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster/journal"
+	"github.com/carrick-net/carrick/kvstore"
+)
+
+// Want is what a create on this host asked for. Zero values are "not said":
+// a new network gets a default, a joining host inherits.
+type Want struct {
+	Docker  carrick.DockerNetworkID
+	Network carrick.NetworkID // join exactly this one
+	Tenant  string            // never empty
+	Pool    carrick.Pool      // Prefix is required; Block is ignored
+
+	Mode     carrick.Mode
+	VNI      carrick.VNI
+	Port     uint16
+	MTU      int
+	Flood    *bool
+	Internal bool
+}
+
+// createTries bounds the races a create may lose against other hosts.
+const createTries = 20
+
+// CreateNetwork makes the network, or joins it if the tenant already has exactly
+// this prefix, and gives this host an alias of it: one transaction in the store,
+// then the journal. Errors: [ErrOverlap], [ErrVNITaken], [ErrMismatch],
+// [ErrAliased], [ErrUnknownNetwork] (Want.Network), or the store's.
+func (c *Cluster) CreateNetwork(ctx context.Context, w Want) (n carrick.Network, joined bool, err error) {
+	c.creating.RLock()
+	defer c.creating.RUnlock()
+	for attempt := 0; attempt < createTries; attempt++ {
+		n, joined, err = c.tryCreate(ctx, w)
+		if !errors.Is(err, kvstore.ErrConflict) {
+			break
+		}
+		if berr := backoff(ctx, attempt, 500*time.Millisecond); berr != nil {
+			return carrick.Network{}, false, berr
+		}
+	}
+	if err != nil {
+		return carrick.Network{}, false, err
+	}
+	err = c.jr.Update(func(tx *journal.Tx) error {
+		rec, ok := tx.Network(n.ID)
+		if !ok || rec.Leaving {
+			rec = journal.Network{}
+		}
+		rec.Conf = n
+		rec.Aliases = append(rec.Aliases, journal.Alias{Docker: w.Docker, Created: time.Now()})
+		tx.PutNetwork(rec)
+		return nil
+	})
+	if err != nil {
+		// The engine will forget the network, so must the store.
+		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		return carrick.Network{}, false, errors.Join(err, c.dropStored(cctx, n, w.Docker))
+	}
+	return n, joined, nil
+}
+
+func (c *Cluster) tryCreate(ctx context.Context, w Want) (carrick.Network, bool, error) {
+	space, spaceVer, err := get[tenantRecord](ctx, c, keyTenant(w.Tenant))
+	if err != nil {
+		return carrick.Network{}, false, err
+	}
+	id, err := space.find(w.Tenant, w.Pool.Prefix)
+	if err != nil {
+		return carrick.Network{}, false, err
+	}
+	switch {
+	case id == "" && w.Network != "":
+		return carrick.Network{}, false, fmt.Errorf("option carrick.network=%s: %w with subnet %s under tenant %s", w.Network, ErrUnknownNetwork, w.Pool.Prefix, w.Tenant)
+	case id != "" && w.Network != "" && id != w.Network:
+		return carrick.Network{}, false, fmt.Errorf("option carrick.network=%s: subnet %s is network %s: %w", w.Network, w.Pool.Prefix, id, ErrMismatch)
+	case id != "":
+		n, err := c.tryJoin(ctx, id, w)
+		return n, true, err
+	}
+
+	n := w.network()
+	if n.VNI == 0 {
+		if n.VNI, err = c.freeVNI(ctx); err != nil {
+			return carrick.Network{}, false, err
+		}
+	} else if other, v, err := get[vniRecord](ctx, c, keyVNI(n.VNI)); err != nil {
+		return carrick.Network{}, false, err
+	} else if v != 0 {
+		return carrick.Network{}, false, fmt.Errorf("option vni=%d: %w by %s: choose another, or leave it out", n.VNI, ErrVNITaken, c.describeNetwork(ctx, other.Network))
+	}
+	var encErr error
+	space.V = schema
+	space.Prefixes = append(space.Prefixes, tenantPrefix{w.Pool.Prefix, n.ID})
+	slices.SortFunc(space.Prefixes, func(a, b tenantPrefix) int { return a.Prefix.Compare(b.Prefix) })
+	t := (&kvstore.Txn{}).
+		Version(keyTenant(w.Tenant), spaceVer).
+		Absent(keyVNI(n.VNI)).
+		Absent(keyConf(n.ID))
+	put(t, &encErr, keyTenant(w.Tenant), &space)
+	put(t, &encErr, keyVNI(n.VNI), &vniRecord{envelope{schema}, n.ID})
+	put(t, &encErr, keyConf(n.ID), &confRecord{envelope{schema}, n})
+	put(t, &encErr, keyMembers(n.ID), &membersRecord{envelope{schema}, 1})
+	put(t, &encErr, keyHead(n.ID), &headRecord{envelope: envelope{schema}})
+	put(t, &encErr, keyAlias(n.ID, c.self), &aliasRecord{envelope{schema}, c.self, []dockerAlias{{Docker: w.Docker}}})
+	if encErr != nil {
+		return carrick.Network{}, false, encErr
+	}
+	if _, err := c.commit(ctx, t); err != nil {
+		return carrick.Network{}, false, fmt.Errorf("create network %s: %w", w.Pool.Prefix, err)
+	}
+	return n, false, nil
+}
+
+// tryJoin adds an alias of this host to an existing network.
+func (c *Cluster) tryJoin(ctx context.Context, id carrick.NetworkID, w Want) (carrick.Network, error) {
+	conf, confVer, err := get[confRecord](ctx, c, keyConf(id))
+	if err != nil {
+		return carrick.Network{}, err
+	}
+	members, membersVer, err := get[membersRecord](ctx, c, keyMembers(id))
+	if err != nil {
+		return carrick.Network{}, err
+	}
+	if confVer == 0 || membersVer == 0 {
+		// Removed since the tenant's record was read.
+		return carrick.Network{}, &kvstore.ConflictError{Keys: []string{keyConf(id)}}
+	}
+	if err := w.agrees(conf.Network); err != nil {
+		return carrick.Network{}, err
+	}
+	aliases, aliasVer, err := get[aliasRecord](ctx, c, keyAlias(id, c.self))
+	if err != nil {
+		return carrick.Network{}, err
+	}
+	if err := c.refuseSecondAlias(id, w.Docker); err != nil {
+		return carrick.Network{}, err
+	}
+	// Aliases of this host that its journal does not have are what a crash left
+	// between the store and the journal: the engine never heard of success.
+	var encErr error
+	aliases = aliasRecord{envelope{schema}, c.self, []dockerAlias{{Docker: w.Docker}}}
+	members.V = schema
+	members.Change++
+	t := (&kvstore.Txn{}).
+		Version(keyConf(id), confVer).
+		Version(keyMembers(id), membersVer).
+		Version(keyAlias(id, c.self), aliasVer)
+	put(t, &encErr, keyMembers(id), &members)
+	put(t, &encErr, keyAlias(id, c.self), &aliases)
+	if encErr != nil {
+		return carrick.Network{}, encErr
+	}
+	if _, err := c.commit(ctx, t); err != nil {
+		return carrick.Network{}, fmt.Errorf("join network %s: %w", id, err)
+	}
+	return conf.Network, nil
+}
+
+// refuseSecondAlias refuses a second Docker network on this host for a network
+// that already has one.
+func (c *Cluster) refuseSecondAlias(id carrick.NetworkID, docker carrick.DockerNetworkID) error {
+	rec, err := c.jr.Network(id)
+	if err != nil || rec.Leaving {
+		return nil
+	}
+	for _, a := range rec.Aliases {
+		if a.Docker != docker {
+			name := a.Name
+			if name == "" {
+				name = a.Docker.Short()
+			}
+			return fmt.Errorf("subnet %s: %w, as docker network %s: use that one, or another subnet or --ipam-opt tenant=NAME", rec.Conf.Pools[0].Prefix, ErrAliased, name)
+		}
+	}
+	return nil
+}
+
+// Refuse says, from this host's journal alone, whether a create for a prefix of
+// a tenant would be a second one on this host ([ErrAliased]).
+func (c *Cluster) Refuse(tenant string, prefix netip.Prefix) error {
+	for _, n := range c.jr.Networks() {
+		if n.Conf.Tenant == tenant && n.Conf.Pools[0].Prefix == prefix {
+			return c.refuseSecondAlias(n.Conf.ID, "")
+		}
+	}
+	return nil
+}
+
+// Find looks a prefix up in a tenant's address space: the network that has
+// exactly it, or nothing, or [ErrOverlap].
+func (c *Cluster) Find(ctx context.Context, tenant string, prefix netip.Prefix) (carrick.Network, bool, error) {
+	space, _, err := get[tenantRecord](ctx, c, keyTenant(tenant))
+	if err != nil {
+		return carrick.Network{}, false, err
+	}
+	id, err := space.find(tenant, prefix)
+	if err != nil || id == "" {
+		return carrick.Network{}, false, err
+	}
+	conf, v, err := get[confRecord](ctx, c, keyConf(id))
+	return conf.Network, v != 0, err
+}
+
+// Prefixes returns the prefixes a tenant's networks have.
+func (c *Cluster) Prefixes(ctx context.Context, tenant string) ([]netip.Prefix, error) {
+	space, _, err := get[tenantRecord](ctx, c, keyTenant(tenant))
+	if err != nil {
+		return nil, err
+	}
+	out := make([]netip.Prefix, 0, len(space.Prefixes))
+	for _, p := range space.Prefixes {
+		out = append(out, p.Prefix)
+	}
+	return out, nil
+}
+
+// find returns the network of a prefix, "" if the prefix is free, or
+// [ErrOverlap].
+func (r *tenantRecord) find(tenant string, prefix netip.Prefix) (carrick.NetworkID, error) {
+	for _, p := range r.Prefixes {
+		if p.Prefix == prefix {
+			return p.Network, nil
+		}
+	}
+	for _, p := range r.Prefixes {
+		if p.Prefix.Overlaps(prefix) {
+			return "", fmt.Errorf("subnet %s: %w (%s, network %s, tenant %s): use exactly that subnet to join it, another subnet, or --ipam-opt tenant=NAME",
+				prefix, ErrOverlap, p.Prefix, p.Network, tenant)
+		}
+	}
+	return "", nil
+}
+
+// network is the configuration of a new network.
+func (w Want) network() carrick.Network {
+	pool := w.Pool
+	pool.Block = carrick.BlockBits(pool.Prefix)
+	n := carrick.Network{
+		ID: carrick.NewNetworkID(), Tenant: w.Tenant, Mode: w.Mode, VNI: w.VNI, Port: w.Port, MTU: w.MTU,
+		Internal: w.Internal, Flood: true, Pools: []carrick.Pool{pool},
+	}
+	if n.Mode == "" {
+		n.Mode = carrick.ModeVXLAN
+	}
+	if n.Port == 0 {
+		n.Port = carrick.DefaultPort
+	}
+	if w.Flood != nil {
+		n.Flood = *w.Flood
+	}
+	return n
+}
+
+// agrees checks what a joining host asked for against what the network is. What
+// it left unset it inherits; --internal can only be given or left out, so only
+// giving it is asking.
+func (w Want) agrees(n carrick.Network) error {
+	var bad []string
+	differ := func(option string, want, have any) {
+		bad = append(bad, fmt.Sprintf("%s is %v there and %v here", option, have, want))
+	}
+	p := n.Pools[0]
+	if w.Mode != "" && w.Mode != n.Mode {
+		differ("mode", w.Mode, n.Mode)
+	}
+	if w.VNI != 0 && w.VNI != n.VNI {
+		differ("vni", w.VNI, n.VNI)
+	}
+	if w.Port != 0 && w.Port != n.Port {
+		differ("port", w.Port, n.Port)
+	}
+	if w.MTU != 0 && w.MTU != n.MTU {
+		have := any(n.MTU)
+		if n.MTU == 0 {
+			have = "automatic"
+		}
+		differ("mtu", w.MTU, have)
+	}
+	if w.Flood != nil && *w.Flood != n.Flood {
+		differ("flood", *w.Flood, n.Flood)
+	}
+	if w.Internal && !n.Internal {
+		differ("--internal", true, false)
+	}
+	if w.Pool.Range.IsValid() && w.Pool.Range != p.Range {
+		have := any(p.Range)
+		if !p.Range.IsValid() {
+			have = "not set"
+		}
+		differ("--ip-range", w.Pool.Range, have)
+	}
+	if w.Pool.Gateway.IsValid() && w.Pool.Gateway != p.Gateway {
+		differ("--gateway", w.Pool.Gateway, p.Gateway)
+	}
+	for name, a := range w.Pool.Aux {
+		if have, ok := p.Aux[name]; !ok || have != a {
+			shown := any(have)
+			if !ok {
+				shown = "not set"
+			}
+			differ("--aux-address "+name, a, shown)
+		}
+	}
+	if len(bad) == 0 {
+		return nil
+	}
+	slices.Sort(bad)
+	return fmt.Errorf("subnet %s belongs to network %s: %w: %s: leave the option out to inherit it, or choose another subnet", p.Prefix, n.Label(), ErrMismatch, strings.Join(bad, "; "))
+}
+
+// freeVNI picks a random VNI that nobody has. Random, so that two clusters on one
+// underlay rarely meet; above 2^20, away from swarm's, which begin at 4096.
+func (c *Cluster) freeVNI(ctx context.Context) (carrick.VNI, error) {
+	const low = carrick.VNI(1 << 20)
+	for range 16 {
+		v := low + rand.N(carrick.MaxVNI-low+1)
+		_, ver, err := get[vniRecord](ctx, c, keyVNI(v))
+		if err != nil {
+			return 0, err
+		}
+		if ver == 0 {
+			return v, nil
+		}
+	}
+	return 0, fmt.Errorf("choose a VNI: %w after 16 tries: give one with -o vni=N", ErrVNITaken)
+}
+
+func (c *Cluster) describeNetwork(ctx context.Context, id carrick.NetworkID) string {
+	conf, v, err := get[confRecord](ctx, c, keyConf(id))
+	if err != nil || v == 0 {
+		return "network " + string(id)
+	}
+	return "network " + conf.Label() + " (" + conf.Pools[0].Prefix.String() + ")"
+}
+
+// DropAlias ends an engine network of this host. The journal forgets at once;
+// the store is told now, or as soon as it can be. With the last alias of the
+// last host the network ends. An unknown alias is not an error.
+func (c *Cluster) DropAlias(ctx context.Context, docker carrick.DockerNetworkID) error {
+	rec, err := c.jr.ByAlias(docker)
+	if errors.Is(err, journal.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	id := rec.Conf.ID
+	last := false
+	err = c.jr.Update(func(tx *journal.Tx) error {
+		rec, ok := tx.Network(id)
+		if !ok {
+			return nil
+		}
+		rec.Aliases = slices.DeleteFunc(rec.Aliases, func(a journal.Alias) bool { return a.Docker == docker })
+		last = len(rec.Aliases) == 0
+		if last {
+			// Endpoints that the engine lost without telling go with the network.
+			tx.DeleteNetwork(id)
+			rec.Leaving, rec.Left = true, docker
+		}
+		tx.PutNetwork(rec)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if !last {
+		return nil
+	}
+	c.changed(id)
+	return c.leave(ctx, id)
+}
+
+// leave finishes the removal of a network whose last local alias is gone.
+func (c *Cluster) leave(ctx context.Context, id carrick.NetworkID) error {
+	rec, err := c.jr.Network(id)
+	if err != nil || !rec.Leaving {
+		return nil
+	}
+	if err := c.dropStored(ctx, rec.Conf, rec.Left); err != nil {
+		return fmt.Errorf("leave network %s: %w (the store will be told when it answers)", rec.Conf.Label(), err)
+	}
+	err = c.jr.Update(func(tx *journal.Tx) error {
+		if rec, ok := tx.Network(id); ok && rec.Leaving {
+			tx.DeleteNetwork(id)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	c.Unfollow(id)
+	c.changed(id)
+	return nil
+}
+
+// dropStored removes this host from a network in the store: its alias, endpoints
+// and blocks; and the network itself if no other host has an alias. If the store
+// has another alias of this host than only, it was joined again meanwhile and
+// nothing is dropped.
+func (c *Cluster) dropStored(ctx context.Context, n carrick.Network, only carrick.DockerNetworkID) error {
+	for attempt := 0; ; attempt++ {
+		err := c.tryDrop(ctx, n, only)
+		if !errors.Is(err, kvstore.ErrConflict) || attempt >= createTries {
+			return err
+		}
+		if err := backoff(ctx, attempt, 500*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Cluster) tryDrop(ctx context.Context, n carrick.Network, only carrick.DockerNetworkID) error {
+	v, err := c.store.List(ctx, kvstore.Under(prefixNet(n.ID)))
+	c.heard(err)
+	if err != nil {
+		return err
+	}
+	var (
+		members      membersRecord
+		head         headRecord
+		versions     = map[string]kvstore.Revision{}
+		othersRemain bool
+		blocks       []string
+	)
+	for _, e := range v.Entries {
+		versions[e.Key] = e.Version
+		switch {
+		case e.Key == keyMembers(n.ID):
+			members, err = decode[membersRecord](e.Key, e.Value)
+		case e.Key == keyHead(n.ID):
+			head, err = decode[headRecord](e.Key, e.Value)
+		case e.Key == keyAlias(n.ID, c.self):
+			var a aliasRecord
+			a, err = decode[aliasRecord](e.Key, e.Value)
+			if err == nil && !slices.ContainsFunc(a.Aliases, func(d dockerAlias) bool { return d.Docker == only }) {
+				return nil // what is there is not what was to be dropped
+			}
+		case strings.HasPrefix(e.Key, prefixAliases(n.ID)):
+			othersRemain = true
+		case strings.HasPrefix(e.Key, prefixBlocks(n.ID)):
+			var b holderRecord
+			if b, err = decode[holderRecord](e.Key, e.Value); err == nil && b.Host == c.self {
+				blocks = append(blocks, e.Key)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	confKey, membersKey, headKey, aliasKey, epsKey := keyConf(n.ID), keyMembers(n.ID), keyHead(n.ID), keyAlias(n.ID, c.self), keyNetHost(n.ID, c.self)
+	if versions[confKey] == 0 {
+		return nil // already gone
+	}
+	var encErr error
+	t := (&kvstore.Txn{}).Version(confKey, versions[confKey]).Version(membersKey, versions[membersKey]).Version(aliasKey, versions[aliasKey])
+	if !othersRemain {
+		space, spaceVer, err := get[tenantRecord](ctx, c, keyTenant(n.Tenant))
+		if err != nil {
+			return err
+		}
+		space.Prefixes = slices.DeleteFunc(space.Prefixes, func(p tenantPrefix) bool { return p.Network == n.ID })
+		t.Version(keyTenant(n.Tenant), spaceVer)
+		if len(space.Prefixes) == 0 {
+			t.Delete(keyTenant(n.Tenant))
+		} else {
+			put(t, &encErr, keyTenant(n.Tenant), &space)
+		}
+		if owner, v, err := get[vniRecord](ctx, c, keyVNI(n.VNI)); err != nil {
+			return err
+		} else if v != 0 && owner.Network == n.ID {
+			t.Version(keyVNI(n.VNI), v).Delete(keyVNI(n.VNI))
+		}
+		t.DeletePrefix(prefixNet(n.ID))
+	} else {
+		members.V = schema
+		members.Change++
+		put(t, &encErr, membersKey, &members)
+		t.Delete(aliasKey)
+		if versions[epsKey] != 0 {
+			head.V = schema
+			if err := head.push(change{Host: c.self, Reread: true}); err != nil {
+				return err
+			}
+			t.Version(headKey, versions[headKey]).Version(epsKey, versions[epsKey])
+			put(t, &encErr, headKey, &head)
+			t.Delete(epsKey)
+		}
+		// More blocks than a transaction holds are freed by the same call's next
+		// turn: they have no owner's alias any more, and nobody allocates from them.
+		for i, b := range blocks {
+			if i == blocksPerTxn {
+				break
+			}
+			t.Delete(b)
+		}
+	}
+	if encErr != nil {
+		return encErr
+	}
+	if _, err := c.commit(ctx, t); err != nil {
+		return err
+	}
+	if othersRemain && len(blocks) > blocksPerTxn {
+		return &kvstore.ConflictError{Keys: blocks[blocksPerTxn:]}
+	}
+	return nil
+}
+
+// blocksPerTxn leaves room for the other operations of a removal.
+const blocksPerTxn = kvstore.MaxTxnOps - 20

@@ -1,0 +1,251 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/kvstore"
+)
+
+// publisher brings this host's record of one network into the store. There is
+// one commit in flight per network; changes made meanwhile go together into the
+// next one. Guarded by Cluster.mu.
+type publisher struct {
+	wanted  uint64 // generation of the newest local change
+	done    uint64 // generation the store has
+	running bool
+	waiters []pubWaiter
+
+	known  bool // rec and recVer are what the store has
+	rec    map[carrick.EndpointID]carrick.Endpoint
+	recVer kvstore.Revision // 0: no record
+}
+
+type pubWaiter struct {
+	gen  uint64
+	done chan error // buffered
+}
+
+// Publish makes the store hold what the journal says about this host's
+// endpoints of a network, and waits until it does. On error the publication
+// stays due and is tried again in the background.
+func (c *Cluster) Publish(ctx context.Context, id carrick.NetworkID) error {
+	done := make(chan error, 1)
+	c.mu.Lock()
+	n := c.state(id)
+	n.pub.wanted++
+	if c.run == nil {
+		err := c.lastErr
+		c.mu.Unlock()
+		if err == nil {
+			err = ErrNotReady
+		}
+		return fmt.Errorf("publish endpoints of network %s: %w", id, err)
+	}
+	n.pub.waiters = append(n.pub.waiters, pubWaiter{n.pub.wanted, done})
+	c.startPublish(id, n)
+	c.mu.Unlock()
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("publish endpoints of network %s: %w", id, err)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("publish endpoints of network %s: %w", id, ctx.Err())
+	}
+}
+
+// PublishLater is Publish without waiting.
+func (c *Cluster) PublishLater(id carrick.NetworkID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := c.state(id)
+	n.pub.wanted++
+	c.startPublish(id, n)
+}
+
+// startPublish needs c.mu.
+func (c *Cluster) startPublish(id carrick.NetworkID, n *netState) {
+	if c.run == nil || n.pub.running {
+		return
+	}
+	n.pub.running = true
+	ctx := c.run.ctx
+	c.run.group.Go(func() error {
+		c.publishLoop(ctx, id, n)
+		return nil
+	})
+}
+
+// publishLoop runs until the store has the newest generation or ctx ends.
+func (c *Cluster) publishLoop(ctx context.Context, id carrick.NetworkID, n *netState) {
+	for attempt := 0; ; {
+		c.mu.Lock()
+		gen := n.pub.wanted
+		if gen == n.pub.done || ctx.Err() != nil {
+			n.pub.running = false
+			c.mu.Unlock()
+			return
+		}
+		c.mu.Unlock()
+
+		err := c.publishOnce(ctx, id, n)
+
+		c.mu.Lock()
+		if err == nil {
+			n.pub.done = gen
+			attempt = 0
+		}
+		rest := n.pub.waiters[:0]
+		for _, w := range n.pub.waiters {
+			if w.gen <= gen {
+				w.done <- err
+			} else {
+				rest = append(rest, w)
+			}
+		}
+		n.pub.waiters = rest
+		if errors.Is(err, ErrUnknownNetwork) {
+			// Nothing to publish into. A later change asks again.
+			n.pub.done = gen
+		}
+		c.mu.Unlock()
+		if err == nil || errors.Is(err, ErrUnknownNetwork) {
+			continue
+		}
+		if attempt == 0 && ctx.Err() == nil {
+			c.log.Warn("endpoints not published, trying again", "network", id, "err", err)
+		}
+		attempt++
+		_ = backoff(ctx, attempt, 2*time.Second) // the loop's head looks at ctx
+	}
+}
+
+// publishTries bounds one publication under contention. 16 hosts writing at
+// once conflict about 5 times per commit.
+const publishTries = 100
+
+// publishOnce commits the difference between the journal and the store's
+// record, together with one change of the head.
+func (c *Cluster) publishOnce(ctx context.Context, id carrick.NetworkID, n *netState) error {
+	for attempt := 0; attempt < publishTries; attempt++ {
+		err := c.tryPublish(ctx, id, n)
+		if !errors.Is(err, kvstore.ErrConflict) {
+			if err != nil {
+				c.forgetPublished(n)
+			}
+			return err
+		}
+		c.forgetPublished(n)
+		if attempt > 0 {
+			if err := backoff(ctx, min(attempt, 4), 200*time.Millisecond); err != nil {
+				return err
+			}
+		}
+	}
+	return fmt.Errorf("gave up after %d conflicting writes: %w", publishTries, kvstore.ErrConflict)
+}
+
+// forgetPublished makes the next attempt read the store: a failed commit may
+// have happened nonetheless.
+func (c *Cluster) forgetPublished(n *netState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n.pub.known = false
+	n.headVer, n.confVer = 0, 0
+}
+
+func (c *Cluster) tryPublish(ctx context.Context, id carrick.NetworkID, n *netState) error {
+	c.mu.Lock()
+	head, headVer, confVer := n.head, n.headVer, n.confVer
+	known, rec, recVer := n.pub.known, n.pub.rec, n.pub.recVer
+	c.mu.Unlock()
+	var err error
+	if confVer == 0 {
+		if _, confVer, err = get[confRecord](ctx, c, keyConf(id)); err != nil {
+			return err
+		}
+		if confVer == 0 {
+			return fmt.Errorf("network %s: %w in the store", id, ErrUnknownNetwork)
+		}
+	}
+	if headVer == 0 {
+		if head, headVer, err = get[headRecord](ctx, c, keyHead(id)); err != nil {
+			return err
+		}
+	}
+	if !known {
+		r, v, err := get[endpointsRecord](ctx, c, keyNetHost(id, c.self))
+		if err != nil {
+			return err
+		}
+		rec, recVer = map[carrick.EndpointID]carrick.Endpoint{}, v
+		for _, e := range r.Endpoints {
+			rec[e.ID] = e
+		}
+	}
+
+	local := c.jr.Endpoints(id)
+	next := make(map[carrick.EndpointID]carrick.Endpoint, len(local))
+	out := &endpointsRecord{envelope: envelope{schema}}
+	ch := change{Host: c.self}
+	for _, e := range local {
+		next[e.ID] = e.Endpoint
+		out.Endpoints = append(out.Endpoints, e.Endpoint)
+		if old, ok := rec[e.ID]; !ok || !old.Equal(e.Endpoint) {
+			ch.Put = append(ch.Put, e.Endpoint)
+		}
+	}
+	for old := range rec {
+		if _, ok := next[old]; !ok {
+			ch.Del = append(ch.Del, old)
+		}
+	}
+	if len(ch.Put)+len(ch.Del) == 0 {
+		c.published(n, head, headVer, confVer, next, recVer)
+		return nil
+	}
+
+	var encErr error
+	head.Ring = append([]change(nil), head.Ring...)
+	if err := head.push(ch); err != nil {
+		return err
+	}
+	head.V = schema
+	t := (&kvstore.Txn{}).
+		Version(keyConf(id), confVer).
+		Version(keyHead(id), headVer).
+		Version(keyNetHost(id, c.self), recVer)
+	put(t, &encErr, keyHead(id), &head)
+	if len(next) == 0 {
+		t.Delete(keyNetHost(id, c.self))
+	} else {
+		put(t, &encErr, keyNetHost(id, c.self), out)
+	}
+	if encErr != nil {
+		return encErr
+	}
+	rev, err := c.commit(ctx, t)
+	if err != nil {
+		return err
+	}
+	recVer = rev
+	if len(next) == 0 {
+		recVer = 0
+	}
+	c.published(n, head, rev, confVer, next, recVer)
+	return nil
+}
+
+// published remembers what the store holds after a commit.
+func (c *Cluster) published(n *netState, head headRecord, headVer, confVer kvstore.Revision, rec map[carrick.EndpointID]carrick.Endpoint, recVer kvstore.Revision) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n.confVer = confVer
+	n.setHead(head, headVer)
+	n.pub.known, n.pub.rec, n.pub.recVer = true, rec, recVer
+}

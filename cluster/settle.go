@@ -1,0 +1,309 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster/journal"
+	"github.com/carrick-net/carrick/kvstore"
+)
+
+// settle brings the store in line with the journal after a start, and finishes
+// removals that the store has not heard of, until ctx ends.
+func (c *Cluster) settle(ctx context.Context) error {
+	for attempt := 0; ; attempt++ {
+		err := c.settleOnce(ctx)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if attempt == 0 {
+			c.log.Warn("store and journal not compared yet", "err", err)
+		}
+		if backoff(ctx, attempt, 2*time.Second) != nil {
+			return nil
+		}
+	}
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		for _, n := range c.jr.Networks() {
+			if !n.Leaving {
+				continue
+			}
+			if err := c.leave(ctx, n.Conf.ID); err != nil {
+				c.log.Debug("network not left yet", "network", n.Conf.ID, "err", err)
+			}
+		}
+	}
+}
+
+func (c *Cluster) settleOnce(ctx context.Context) error {
+	var errs []error
+	for _, n := range c.jr.Networks() {
+		if n.Leaving {
+			errs = append(errs, c.leave(ctx, n.Conf.ID))
+			continue
+		}
+		errs = append(errs, c.settleNetwork(ctx, n))
+	}
+	errs = append(errs, c.dropStrangers(ctx))
+	return errors.Join(errs...)
+}
+
+// settleNetwork restores what a crash between store and journal, in either
+// order, left different.
+func (c *Cluster) settleNetwork(ctx context.Context, n journal.Network) error {
+	id := n.Conf.ID
+	_, confVer, err := get[confRecord](ctx, c, keyConf(id))
+	if err != nil {
+		return err
+	}
+	if confVer == 0 {
+		c.log.Error("a network of this host is missing from the store: its containers keep running with what is known; remove and create it again on every host",
+			"network", n.Conf.Label(), "id", id)
+		return nil
+	}
+	blocks, err := c.Blocks(ctx, id)
+	if err != nil {
+		return err
+	}
+	for b, owner := range blocks {
+		if owner == c.self && !slices.Contains(n.Blocks, b) {
+			if err := c.adoptBlock(id, b); err != nil {
+				return err
+			}
+		}
+	}
+	if err := c.publishAliases(ctx, id); err != nil {
+		return err
+	}
+	c.PublishLater(id)
+	return nil
+}
+
+// publishAliases makes the store hold what the journal says of this host's
+// aliases of a network, and the network's name if it has none yet.
+func (c *Cluster) publishAliases(ctx context.Context, id carrick.NetworkID) error {
+	for attempt := 0; ; attempt++ {
+		err := c.tryPublishAliases(ctx, id)
+		if !errors.Is(err, kvstore.ErrConflict) || attempt >= createTries {
+			return err
+		}
+		if err := backoff(ctx, attempt, 500*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Cluster) tryPublishAliases(ctx context.Context, id carrick.NetworkID) error {
+	rec, err := c.jr.Network(id)
+	if err != nil || rec.Leaving {
+		return nil
+	}
+	conf, confVer, err := get[confRecord](ctx, c, keyConf(id))
+	if err != nil {
+		return err
+	}
+	members, membersVer, err := get[membersRecord](ctx, c, keyMembers(id))
+	if err != nil {
+		return err
+	}
+	if confVer == 0 || membersVer == 0 {
+		return fmt.Errorf("network %s: %w in the store", id, ErrUnknownNetwork)
+	}
+	stored, aliasVer, err := get[aliasRecord](ctx, c, keyAlias(id, c.self))
+	if err != nil {
+		return err
+	}
+	next := aliasRecord{envelope: envelope{schema}, Host: c.self}
+	name := conf.Name
+	for _, a := range rec.Aliases {
+		next.Aliases = append(next.Aliases, dockerAlias{a.Docker, a.Name})
+		if name == "" {
+			name = a.Name
+		}
+	}
+	if slices.Equal(stored.Aliases, next.Aliases) && name == conf.Name {
+		return nil
+	}
+	var encErr error
+	members.V = schema
+	members.Change++
+	t := (&kvstore.Txn{}).Version(keyConf(id), confVer).Version(keyMembers(id), membersVer).Version(keyAlias(id, c.self), aliasVer)
+	put(t, &encErr, keyMembers(id), &members)
+	put(t, &encErr, keyAlias(id, c.self), &next)
+	if name != conf.Name {
+		conf.Name = name
+		put(t, &encErr, keyConf(id), &conf)
+	}
+	if encErr != nil {
+		return encErr
+	}
+	if _, err := c.commit(ctx, t); err != nil {
+		return fmt.Errorf("publish the aliases of network %s: %w", id, err)
+	}
+	return c.jr.Update(func(tx *journal.Tx) error {
+		if rec, ok := tx.Network(id); ok && rec.Conf.Name != name {
+			rec.Conf.Name = name
+			tx.PutNetwork(rec)
+		}
+		return nil
+	})
+}
+
+// NameAlias records the name an engine has for one of its networks, and tells
+// the store. An unknown alias is not an error.
+func (c *Cluster) NameAlias(ctx context.Context, docker carrick.DockerNetworkID, name string) error {
+	rec, err := c.jr.ByAlias(docker)
+	if err != nil {
+		return nil
+	}
+	id := rec.Conf.ID
+	err = c.jr.Update(func(tx *journal.Tx) error {
+		rec, ok := tx.Network(id)
+		if !ok {
+			return nil
+		}
+		for i, a := range rec.Aliases {
+			if a.Docker == docker && a.Name != name {
+				rec.Aliases[i].Name = name
+				tx.PutNetwork(rec)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return c.publishAliases(ctx, id)
+}
+
+// dropStrangers removes aliases that the store has for this host and its journal
+// does not: a create that crashed after its commit, which the engine never heard
+// of. It asks for every network, so it runs once per start.
+func (c *Cluster) dropStrangers(ctx context.Context) error {
+	confs, err := c.StoredNetworks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range confs {
+		if err := c.dropStranger(ctx, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Cluster) dropStranger(ctx context.Context, n carrick.Network) error {
+	c.creating.Lock()
+	defer c.creating.Unlock()
+	if _, err := c.jr.Network(n.ID); err == nil {
+		return nil
+	}
+	a, v, err := get[aliasRecord](ctx, c, keyAlias(n.ID, c.self))
+	if err != nil || v == 0 || len(a.Aliases) == 0 {
+		return err
+	}
+	c.log.Info("dropping an alias that no engine knows", "network", n.Label(), "docker", a.Aliases[0].Docker.Short())
+	return c.dropStored(ctx, n, a.Aliases[0].Docker)
+}
+
+// StoredNetworks returns the configuration of every network in the store, sorted
+// by tenant and prefix.
+func (c *Cluster) StoredNetworks(ctx context.Context) ([]carrick.Network, error) {
+	v, err := c.store.List(ctx, kvstore.Under(keyTenant("")))
+	c.heard(err)
+	if err != nil {
+		return nil, fmt.Errorf("list networks: %w", err)
+	}
+	var out []carrick.Network
+	for _, e := range v.Entries {
+		r, err := decode[tenantRecord](e.Key, e.Value)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range r.Prefixes {
+			conf, v, err := get[confRecord](ctx, c, keyConf(p.Network))
+			if err != nil {
+				return nil, err
+			}
+			if v != 0 {
+				out = append(out, conf.Network)
+			}
+		}
+	}
+	return out, nil
+}
+
+// Detail is everything the store says about a network.
+type Detail struct {
+	Network   carrick.Network
+	Aliases   map[carrick.HostID][]journal.Alias
+	Endpoints map[carrick.HostID][]carrick.Endpoint
+	Blocks    map[string]carrick.HostID // by prefix
+}
+
+// Detail reads a network whole from the store. [ErrUnknownNetwork] if it is not
+// there.
+func (c *Cluster) Detail(ctx context.Context, id carrick.NetworkID) (Detail, error) {
+	v, err := c.store.List(ctx, kvstore.Under(prefixNet(id)))
+	c.heard(err)
+	if err != nil {
+		return Detail{}, fmt.Errorf("read network %s: %w", id, err)
+	}
+	d := Detail{
+		Aliases:   map[carrick.HostID][]journal.Alias{},
+		Endpoints: map[carrick.HostID][]carrick.Endpoint{},
+		Blocks:    map[string]carrick.HostID{},
+	}
+	found := false
+	for _, e := range v.Entries {
+		switch {
+		case e.Key == keyConf(id):
+			r, err := decode[confRecord](e.Key, e.Value)
+			if err != nil {
+				return Detail{}, err
+			}
+			d.Network, found = r.Network, true
+		case strings.HasPrefix(e.Key, prefixAliases(id)):
+			r, err := decode[aliasRecord](e.Key, e.Value)
+			if err != nil {
+				return Detail{}, err
+			}
+			for _, a := range r.Aliases {
+				d.Aliases[r.Host] = append(d.Aliases[r.Host], journal.Alias{Docker: a.Docker, Name: a.Name})
+			}
+		case strings.HasPrefix(e.Key, prefixNetHosts(id)):
+			r, err := decode[endpointsRecord](e.Key, e.Value)
+			if err != nil {
+				return Detail{}, err
+			}
+			d.Endpoints[carrick.HostID(strings.TrimPrefix(e.Key, prefixNetHosts(id)))] = r.Endpoints
+		case strings.HasPrefix(e.Key, prefixBlocks(id)):
+			r, err := decode[holderRecord](e.Key, e.Value)
+			if err != nil {
+				return Detail{}, err
+			}
+			if b, ok := blockOfKey(id, e.Key); ok {
+				d.Blocks[b.String()] = r.Host
+			}
+		}
+	}
+	if !found {
+		return Detail{}, fmt.Errorf("network %s: %w", id, ErrUnknownNetwork)
+	}
+	return d, nil
+}
