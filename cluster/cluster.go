@@ -82,15 +82,15 @@ type Cluster struct {
 	creating sync.RWMutex
 
 	// mu guards everything below. It is never held over I/O.
-	mu       sync.Mutex
-	lastErr  error // why the registration has not succeeded yet
-	run      *running
-	nets     map[carrick.NetworkID]*netState
-	hosts    map[carrick.HostID]carrick.Host
-	alive    map[carrick.HostID]bool
-	hostsOK  bool // hosts was read at least once
-	aliveOK  bool
-	contact  time.Time // of the last successful answer of the store
+	mu      sync.Mutex
+	lastErr error // why the registration has not succeeded yet
+	run     *running
+	nets    map[carrick.NetworkID]*netState
+	hosts   map[carrick.HostID]carrick.Host
+	alive   map[carrick.HostID]bool
+	hostsOK bool // hosts was read at least once
+	aliveOK bool
+	contact time.Time // of the last successful answer of the store
 }
 
 // running is what background work needs while Run runs.
@@ -105,15 +105,15 @@ func New(cfg Config) *Cluster {
 		cfg.LeaseTTL = 15 * time.Second
 	}
 	return &Cluster{
-		cfg:      cfg,
-		self:     cfg.Journal.Identity().Host,
-		store:    cfg.Store,
-		jr:       cfg.Journal,
-		log:      cfg.Log,
-		ready:    make(chan struct{}),
-		nets:     map[carrick.NetworkID]*netState{},
-		hosts:    map[carrick.HostID]carrick.Host{},
-		alive:    map[carrick.HostID]bool{},
+		cfg:   cfg,
+		self:  cfg.Journal.Identity().Host,
+		store: cfg.Store,
+		jr:    cfg.Journal,
+		log:   cfg.Log,
+		ready: make(chan struct{}),
+		nets:  map[carrick.NetworkID]*netState{},
+		hosts: map[carrick.HostID]carrick.Host{},
+		alive: map[carrick.HostID]bool{},
 	}
 }
 
@@ -265,4 +265,10 @@ func put(t *kvstore.Txn, err *error, key string, r versioned) {
 		*err = e
 	}
 	t.Put(key, raw)
+}
+
+// IsUnavailable says whether an error means that the store could not be asked,
+// rather than that it said no.
+func IsUnavailable(err error) bool {
+	return errors.Is(err, kvstore.ErrUnavailable) || errors.Is(err, kvstore.ErrDenied) || errors.Is(err, context.DeadlineExceeded)
 }

@@ -68,12 +68,21 @@ func (c *Cluster) startFollow(id carrick.NetworkID, n *netState) {
 func (c *Cluster) Unfollow(id carrick.NetworkID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n := c.nets[id]; n != nil {
-		if n.follow != nil {
-			n.follow()
-		}
-		delete(c.nets, id)
+	n := c.nets[id]
+	if n == nil {
+		return
 	}
+	if n.follow != nil {
+		n.follow()
+		n.follow = nil
+	}
+	if n.pub.running || n.pub.wanted != n.pub.done {
+		// The publisher still needs the entry; only the snapshot goes.
+		n.isLoad, n.loaded = false, make(chan struct{})
+		n.remote = map[carrick.HostID]map[carrick.EndpointID]carrick.Endpoint{}
+		return
+	}
+	delete(c.nets, id)
 }
 
 // Loaded waits for a followed network's first snapshot, together with the list

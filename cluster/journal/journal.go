@@ -96,8 +96,9 @@ type leaseKey struct {
 
 // Journal is an open journal. It is safe for concurrent use.
 type Journal struct {
-	db *bbolt.DB
-	id Identity
+	db    *bbolt.DB
+	id    Identity
+	fresh bool
 
 	// mu guards everything below, and orders updates: what is in memory is what is
 	// on disk.
@@ -147,6 +148,10 @@ func Open(dir, machine string) (*Journal, error) {
 // Close releases the file.
 func (j *Journal) Close() error { return j.db.Close() }
 
+// Fresh says whether Open made the journal: this host remembers nothing, which
+// is either its first start or the loss of its state directory.
+func (j *Journal) Fresh() bool { return j.fresh }
+
 // Identity returns who this host is.
 func (j *Journal) Identity() Identity { return j.id }
 
@@ -182,6 +187,7 @@ func (j *Journal) load(machine string) error {
 func (j *Journal) identify(meta *bbolt.Bucket, machine string) error {
 	raw := meta.Get(keyIdentity)
 	if raw == nil {
+		j.fresh = true
 		j.id = Identity{Schema: schema, Host: carrick.NewHostID(), Machine: machine}
 		b, err := json.Marshal(j.id)
 		if err != nil {

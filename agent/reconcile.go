@@ -1,0 +1,272 @@
+// Package agent decides when the kernel is brought in line with the facts, in
+// what order and how often again. It is the one place besides plan where facts
+// and effects meet: a snapshot goes in, a plan is made, an applier is handed the
+// plan.
+//
+// Everything that happens (a start, a change in the store, a Join, a retry, an
+// audit, a link that flapped) ends in the same pass over one network. There is
+// no other way to the kernel.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster/journal"
+	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/plan"
+)
+
+// ErrNoSnapshot: the network is in the kernel and its facts could not be read
+// since the agent started, so nothing may be changed in it yet.
+var ErrNoSnapshot = errors.New("the network's facts are not known yet, the store does not answer")
+
+// Facts is what the agent needs of the cluster.
+type Facts interface {
+	Self() carrick.HostID
+	Ready() <-chan struct{}
+	// View returns a network's snapshot and whether the store's part is in it;
+	// journal.ErrNotFound if the network is not on this host.
+	View(carrick.NetworkID) (v carrick.View, complete bool, err error)
+	Follow(carrick.NetworkID)
+	Unfollow(carrick.NetworkID)
+	Journal() *journal.Journal
+}
+
+// Config is what a Reconciler needs. All fields but the durations are required.
+type Config struct {
+	Facts   Facts
+	Overlay *datapath.Overlay
+	Log     *slog.Logger
+	// Observe is told of every pass; nil: nobody.
+	Observe func(datapath.Report, error)
+	// Audit is how often the kernel is read back in full; 0 = 60 s.
+	Audit time.Duration
+	// Linger is how long an idle network is followed after its last endpoint left;
+	// 0 = 60 s.
+	Linger time.Duration
+}
+
+// Reconciler keeps this host's networks in the kernel. Safe for concurrent use.
+type Reconciler struct {
+	cfg Config
+
+	mu      sync.Mutex
+	run     *errgroup.Group               // nil outside Run; guarded by mu
+	ctx     context.Context               // of run; guarded by mu
+	workers map[carrick.NetworkID]*worker // guarded by mu
+	// found are networks that were in the kernel when Run began; guarded by mu.
+	found map[carrick.NetworkID]bool
+	// problems are about the host rather than a network; guarded by mu.
+	problems []string
+}
+
+// New returns a Reconciler that does nothing until Run.
+func New(cfg Config) *Reconciler {
+	if cfg.Audit == 0 {
+		cfg.Audit = time.Minute
+	}
+	if cfg.Linger == 0 {
+		cfg.Linger = time.Minute
+	}
+	return &Reconciler{cfg: cfg, workers: map[carrick.NetworkID]*worker{}, found: map[carrick.NetworkID]bool{}}
+}
+
+func (r *Reconciler) String() string { return "reconcile" }
+
+// Run adopts what the kernel holds, keeps it right until ctx ends, and leaves it
+// there: traffic goes on without the agent.
+func (r *Reconciler) Run(ctx context.Context) error {
+	existing, err := r.cfg.Overlay.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list the networks in the kernel: %w", err)
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	r.mu.Lock()
+	r.run, r.ctx = g, gctx
+	for _, e := range existing {
+		r.found[e.ID] = true
+	}
+	for id, w := range r.workers {
+		r.start(id, w)
+	}
+	r.mu.Unlock()
+	for _, n := range r.cfg.Facts.Journal().Networks() {
+		if len(r.cfg.Facts.Journal().Endpoints(n.Conf.ID)) > 0 {
+			r.cfg.Facts.Follow(n.Conf.ID)
+			r.Changed(n.Conf.ID)
+		}
+	}
+	g.Go(func() error { return r.sweep(gctx) })
+	<-ctx.Done()
+	err = g.Wait()
+	r.mu.Lock()
+	r.run, r.ctx = nil, nil
+	r.mu.Unlock()
+	return err
+}
+
+// sweep removes namespaces of networks that this host no longer has. The journal
+// says which those are; it does so only once the host is registered, because a
+// host that lost its journal has networks it does not know.
+func (r *Reconciler) sweep(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-r.cfg.Facts.Ready():
+	}
+	jr := r.cfg.Facts.Journal()
+	r.mu.Lock()
+	found := len(r.found)
+	r.mu.Unlock()
+	if jr.Fresh() && found > 0 {
+		r.note(fmt.Sprintf("%d networks are in the kernel and the state directory is new: they are left alone; restart their containers, then remove the namespaces that remain (ip netns ls)", found))
+		return nil
+	}
+	for attempt := 0; ; attempt++ {
+		keep := map[carrick.NetworkID]bool{}
+		for _, n := range jr.Networks() {
+			if len(jr.Endpoints(n.Conf.ID)) > 0 {
+				keep[n.Conf.ID] = true
+			}
+		}
+		r.mu.Lock()
+		for id := range r.workers {
+			keep[id] = true // its worker decides
+		}
+		r.mu.Unlock()
+		gone, err := r.cfg.Overlay.Sweep(ctx, keep)
+		if len(gone) > 0 {
+			r.cfg.Log.Info("removed networks without endpoints", "networks", gone)
+		}
+		if err == nil || ctx.Err() != nil {
+			return nil
+		}
+		r.cfg.Log.Warn("cannot remove leftover networks", "err", err)
+		if !wait(ctx, retryDelay(attempt)) {
+			return nil
+		}
+	}
+}
+
+func (r *Reconciler) note(problem string) {
+	r.cfg.Log.Warn(problem)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.problems = append(r.problems, problem)
+}
+
+// Changed asks for a pass over a network. It never blocks.
+func (r *Reconciler) Changed(id carrick.NetworkID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.worker(id).wake()
+}
+
+// Realize asks for a pass over a network and waits for its verdict on one
+// endpoint: nil when the kernel holds it, else the kernel's reason.
+func (r *Reconciler) Realize(ctx context.Context, id carrick.NetworkID, ep carrick.EndpointID) error {
+	verdict := make(chan error, 1)
+	r.mu.Lock()
+	w := r.worker(id)
+	w.mu.Lock()
+	w.waiters = append(w.waiters, waiter{ep: ep, verdict: verdict})
+	w.mu.Unlock()
+	w.wake()
+	r.mu.Unlock()
+	select {
+	case err := <-verdict:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("the kernel was not ready in time: %w", ctx.Err())
+	}
+}
+
+// worker returns a network's worker, starting it if needed. r.mu must be held.
+func (r *Reconciler) worker(id carrick.NetworkID) *worker {
+	w := r.workers[id]
+	if w == nil {
+		w = &worker{r: r, id: id, kick: make(chan struct{}, 1)}
+		r.workers[id] = w
+		r.start(id, w)
+	}
+	return w
+}
+
+// start needs r.mu.
+func (r *Reconciler) start(_ carrick.NetworkID, w *worker) {
+	if r.run == nil || w.started {
+		return
+	}
+	w.started = true
+	ctx := r.ctx
+	r.run.Go(func() error {
+		w.loop(ctx)
+		return nil
+	})
+}
+
+// NetworkState is what the last pass over a network found.
+type NetworkState struct {
+	ID        carrick.NetworkID
+	Plan      plan.Network
+	At        time.Time // zero: no pass yet
+	Err       error
+	Endpoints map[carrick.EndpointID]error
+	Problems  []string
+	Drift     datapath.Counts // repaired since the agent started
+}
+
+// Networks returns the state of every network with a worker, sorted by id.
+func (r *Reconciler) Networks() []NetworkState {
+	r.mu.Lock()
+	workers := make([]*worker, 0, len(r.workers))
+	for _, w := range r.workers {
+		workers = append(workers, w)
+	}
+	r.mu.Unlock()
+	out := make([]NetworkState, 0, len(workers))
+	for _, w := range workers {
+		w.mu.Lock()
+		out = append(out, w.state)
+		w.mu.Unlock()
+	}
+	slices.SortFunc(out, func(a, b NetworkState) int {
+		if a.ID < b.ID {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+// Problems returns what is wrong with the host as a whole.
+func (r *Reconciler) Problems() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.problems)
+}
+
+func retryDelay(attempt int) time.Duration {
+	return min(50*time.Millisecond<<min(attempt, 7), 5*time.Second)
+}
+
+// wait returns false if ctx ends first.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

@@ -1,0 +1,222 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster/journal"
+	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/plan"
+)
+
+// joinTries is how many passes may fail before a Join is told so: one failure
+// may be a race with something that is just going away.
+const joinTries = 3
+
+// worker does the passes over one network, one at a time.
+type worker struct {
+	r       *Reconciler
+	id      carrick.NetworkID
+	kick    chan struct{} // holds one value: a pass is due
+	started bool          // guarded by Reconciler.mu
+
+	mu      sync.Mutex
+	waiters []waiter     // guarded by mu
+	state   NetworkState // guarded by mu
+}
+
+type waiter struct {
+	ep      carrick.EndpointID
+	tries   int
+	verdict chan error // buffered
+}
+
+func (w *worker) wake() {
+	select {
+	case w.kick <- struct{}{}:
+	default: // one is due already
+	}
+}
+
+func (w *worker) loop(ctx context.Context) {
+	applier := w.r.cfg.Overlay.Network(w.id)
+	audit := time.NewTicker(w.r.cfg.Audit)
+	defer audit.Stop()
+	// retry is nil while nothing failed, idle while the host has the network.
+	var retry, idle <-chan time.Time
+	failures := 0
+	for {
+		select {
+		case <-ctx.Done():
+			w.refuse(ctx.Err())
+			return
+		case <-w.kick:
+		case <-applier.Changed():
+		case <-retry:
+		case <-audit.C:
+			applier.QueueResync("audit")
+		case <-idle:
+			if w.retire() {
+				return
+			}
+		}
+		present, ok := w.pass(ctx, applier)
+		retry = nil
+		if !ok {
+			retry = time.After(retryDelay(failures))
+			failures++
+		} else {
+			failures = 0
+		}
+		switch {
+		case present || !ok:
+			idle = nil
+		case idle == nil:
+			idle = time.After(w.r.cfg.Linger)
+		}
+	}
+}
+
+// retire ends the worker of an idle network, unless somebody just asked.
+func (w *worker) retire() bool {
+	w.r.mu.Lock()
+	defer w.r.mu.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.waiters) > 0 || len(w.kick) > 0 {
+		return false
+	}
+	delete(w.r.workers, w.id)
+	w.r.cfg.Facts.Unfollow(w.id)
+	return true
+}
+
+// pass makes the plan of now and hands it to the applier. It returns whether the
+// host should hold the network, and whether all went well.
+func (w *worker) pass(ctx context.Context, applier *datapath.Applier) (present, ok bool) {
+	w.mu.Lock()
+	waiters := w.waiters
+	w.waiters = nil
+	w.mu.Unlock()
+
+	want, err := w.plan()
+	var report datapath.Report
+	if err == nil {
+		report, err = applier.Apply(ctx, want)
+		if w.r.cfg.Observe != nil {
+			w.r.cfg.Observe(report, err)
+		}
+	}
+	w.record(want, report, err)
+	w.answer(waiters, report, err)
+	if err == nil {
+		w.r.forgetFound(w.id)
+	}
+	ok = err == nil
+	for _, e := range report.Endpoints {
+		ok = ok && e == nil
+	}
+	// Without a snapshot there is nothing to retry: its arrival starts a pass.
+	return want.Present, ok || errors.Is(err, ErrNoSnapshot) && len(waiters) == 0
+}
+
+// plan makes the plan of now. [ErrNoSnapshot] if the facts known so far must not
+// be put into a kernel that may know more.
+func (w *worker) plan() (plan.Network, error) {
+	v, complete, err := w.r.cfg.Facts.View(w.id)
+	switch {
+	case errors.Is(err, journal.ErrNotFound):
+		return plan.Network{ID: w.id, Namespace: plan.Namespace(w.id)}, nil
+	case err != nil:
+		return plan.Network{}, err
+	}
+	want := plan.Make(v, w.r.cfg.Facts.Self())
+	if want.Present && !complete && w.r.wasFound(w.id) {
+		return want, ErrNoSnapshot
+	}
+	return want, nil
+}
+
+func (w *worker) record(want plan.Network, report datapath.Report, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	drift := w.state.Drift
+	drift.Namespaces += report.Drift.Namespaces
+	drift.Links += report.Drift.Links
+	drift.FDB += report.Drift.FDB
+	drift.Bridged += report.Drift.Bridged
+	drift.Neigh += report.Drift.Neigh
+	if err != nil && (w.state.Err == nil || w.state.Err.Error() != err.Error()) {
+		w.r.cfg.Log.Warn("network not as it should be, trying again", "network", w.id, "err", err)
+	}
+	if err == nil && w.state.Err != nil {
+		w.r.cfg.Log.Info("network is as it should be", "network", w.id)
+	}
+	if n := report.Drift.Total(); n > 0 {
+		w.r.cfg.Log.Warn("kernel repaired", "network", w.id, "objects", n, "drift", fmt.Sprintf("%+v", report.Drift), "reason", report.Resync)
+	}
+	problems := slices.Concat(want.Problems, report.Problems)
+	for _, p := range problems {
+		if !slices.Contains(w.state.Problems, p) {
+			w.r.cfg.Log.Warn("problem", "network", w.id, "problem", p)
+		}
+	}
+	w.state = NetworkState{
+		ID: w.id, Plan: want, At: time.Now(), Err: err,
+		Endpoints: report.Endpoints, Problems: problems, Drift: drift,
+	}
+}
+
+// answer gives every waiter its endpoint's verdict, or keeps it for another try.
+func (w *worker) answer(waiters []waiter, report datapath.Report, err error) {
+	var again []waiter
+	for _, x := range waiters {
+		verdict, planned := report.Endpoints[x.ep]
+		switch {
+		case err != nil:
+			verdict = err
+		case !planned:
+			verdict = fmt.Errorf("endpoint %s was removed meanwhile", x.ep.Short())
+		}
+		x.tries++
+		if verdict != nil && planned && x.tries < joinTries || err != nil && x.tries < joinTries {
+			again = append(again, x)
+			continue
+		}
+		x.verdict <- verdict
+	}
+	if len(again) == 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.waiters = append(again, w.waiters...)
+}
+
+// refuse answers all waiters when the worker ends.
+func (w *worker) refuse(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, x := range w.waiters {
+		x.verdict <- fmt.Errorf("the agent is stopping: %w", err)
+	}
+	w.waiters = nil
+}
+
+func (r *Reconciler) wasFound(id carrick.NetworkID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.found[id]
+}
+
+// forgetFound: after one good pass the network is as its facts say.
+func (r *Reconciler) forgetFound(id carrick.NetworkID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.found, id)
+}

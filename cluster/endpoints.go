@@ -1,0 +1,132 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster/journal"
+)
+
+// ErrAddress: an endpoint's address was not given out by this host, or is
+// another endpoint's.
+var ErrAddress = errors.New("address not allocated to this endpoint")
+
+// AddEndpoint records a new local endpoint, binds its addresses to it and
+// publishes it, so that the other hosts are ready before its container starts.
+// Adding an equal endpoint again succeeds. On error nothing remains.
+func (c *Cluster) AddEndpoint(ctx context.Context, e journal.Endpoint) error {
+	err := c.jr.Update(func(tx *journal.Tx) error {
+		rec, ok := tx.Network(e.Network)
+		if !ok || rec.Leaving {
+			return fmt.Errorf("network %s: %w", e.Network, journal.ErrNotFound)
+		}
+		if old, ok := tx.Endpoint(e.ID); ok {
+			if !old.Equal(e.Endpoint) || old.Network != e.Network {
+				return fmt.Errorf("endpoint %s exists with other addresses %v", e.ID.Short(), old.Addrs)
+			}
+			return nil
+		}
+		for _, a := range e.Addrs {
+			l, ok := tx.Lease(e.Network, a)
+			if !ok || l.Released != 0 || l.Endpoint != "" {
+				return fmt.Errorf("%s: %w", a, ErrAddress)
+			}
+			l.Endpoint = e.ID
+			tx.PutLease(l)
+		}
+		tx.PutEndpoint(e)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("add endpoint %s: %w", e.ID.Short(), err)
+	}
+	if err := c.Publish(ctx, e.Network); err != nil {
+		return errors.Join(err, c.RemoveEndpoint(e.ID))
+	}
+	return nil
+}
+
+// RemoveEndpoint forgets a local endpoint. Its addresses stay given out until
+// ReleaseAddress; the store is told in the background. An unknown endpoint is not
+// an error: Docker repeats itself.
+func (c *Cluster) RemoveEndpoint(id carrick.EndpointID) error {
+	e, err := c.jr.Endpoint(id)
+	if err != nil {
+		return nil
+	}
+	err = c.jr.Update(func(tx *journal.Tx) error {
+		tx.DeleteEndpoint(id)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("remove endpoint %s: %w", id.Short(), err)
+	}
+	c.PublishLater(e.Network)
+	c.changed(e.Network)
+	return nil
+}
+
+// MarkJoined records that an endpoint's Join has returned.
+func (c *Cluster) MarkJoined(id carrick.EndpointID) error {
+	return c.jr.Update(func(tx *journal.Tx) error {
+		e, ok := tx.Endpoint(id)
+		if !ok {
+			return fmt.Errorf("endpoint %s: %w", id.Short(), journal.ErrNotFound)
+		}
+		if !e.Joined {
+			e.Joined = true
+			tx.PutEndpoint(e)
+		}
+		return nil
+	})
+}
+
+// ReleaseAddress ends the use of an address of this host's blocks; it rests until
+// it is given out again. If an endpoint still has it, Docker's DeleteEndpoint was
+// lost, and the endpoint goes with it. An address that is not in use is not an
+// error.
+func (c *Cluster) ReleaseAddress(id carrick.NetworkID, a netip.Addr) error {
+	var withdrawn bool
+	err := c.jr.Update(func(tx *journal.Tx) error {
+		l, ok := tx.Lease(id, a)
+		if !ok || l.Released != 0 {
+			return nil
+		}
+		if l.Endpoint != "" {
+			withdrawn = true
+			tx.DeleteEndpoint(l.Endpoint)
+		}
+		tx.Release(id, a)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("release %s: %w", a, err)
+	}
+	if withdrawn {
+		c.PublishLater(id)
+		c.changed(id)
+	}
+	return nil
+}
+
+// Network reads a network's configuration: from the journal if it is on this
+// host, else from the store. [ErrUnknownNetwork].
+func (c *Cluster) Network(ctx context.Context, id carrick.NetworkID) (carrick.Network, error) {
+	if rec, err := c.jr.Network(id); err == nil && !rec.Leaving {
+		return rec.Conf, nil
+	}
+	conf, v, err := get[confRecord](ctx, c, keyConf(id))
+	if err != nil {
+		return carrick.Network{}, err
+	}
+	if v == 0 {
+		return carrick.Network{}, fmt.Errorf("network %s: %w", id, ErrUnknownNetwork)
+	}
+	return conf.Network, nil
+}
+
+// Journal is this host's own memory.
+func (c *Cluster) Journal() *journal.Journal { return c.jr }

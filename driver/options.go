@@ -1,0 +1,110 @@
+package driver
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster"
+)
+
+// Docker's own spellings of options that Carrick has too.
+const (
+	dockerMTU   = "com.docker.network.driver.mtu"
+	dockerVXLAN = "com.docker.network.driver.overlay.vxlanid_list"
+)
+
+// engineOptions are options that an engine from 28 on handles itself for any
+// driver. They are accepted and left to it.
+var engineOptions = []string{"com.docker.network.advertise_addr_nmsgs", "com.docker.network.advertise_addr_ms"}
+
+// Bounds of -o mtu: the least an IPv4 host must forward (RFC 791), and the most
+// an IP packet can say.
+const (
+	minMTU = 68
+	maxMTU = 65535
+)
+
+// decodeOptions reads -o KEY=VALUE strictly into w: an option or value that is
+// not known is an error that names it and says what would do.
+func decodeOptions(opts map[string]string, w *cluster.Want) error {
+	keys := make([]string, 0, len(opts))
+	for k := range opts {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	seen := map[string]string{} // meaning -> the option that gave it
+	for _, k := range keys {
+		v := opts[k]
+		name := k
+		switch k {
+		case dockerMTU:
+			name = "mtu"
+		case dockerVXLAN:
+			name = "vni"
+		}
+		if other, twice := seen[name]; twice && opts[other] != v {
+			return fmt.Errorf("-o %s=%s and -o %s=%s say different things: give one of them", other, opts[other], k, v)
+		}
+		seen[name] = k
+		if err := decodeOption(name, v, w); err != nil {
+			return fmt.Errorf("-o %s=%s: %w", k, v, err)
+		}
+	}
+	return nil
+}
+
+func decodeOption(name, v string, w *cluster.Want) error {
+	var err error
+	switch name {
+	case "mode":
+		w.Mode, err = decodeMode(v)
+	case "vni":
+		w.VNI, err = carrick.ParseVNI(v)
+	case "port":
+		var p uint64
+		if p, err = strconv.ParseUint(v, 10, 16); err != nil || p == 0 {
+			return fmt.Errorf("want a UDP port from 1 to 65535")
+		}
+		w.Port = uint16(p)
+	case "mtu":
+		if w.MTU, err = strconv.Atoi(v); err != nil || w.MTU < minMTU || w.MTU > maxMTU {
+			return fmt.Errorf("want a number of bytes from %d to %d", minMTU, maxMTU)
+		}
+	case "flood":
+		var on bool
+		switch v {
+		case "on", "true":
+			on = true
+		case "off", "false":
+		default:
+			return fmt.Errorf("want on or off")
+		}
+		w.Flood = &on
+	case "carrick.network":
+		if !carrick.ValidID(v) {
+			return fmt.Errorf("want a network id of 16 hex digits, as carrick network ls shows")
+		}
+		w.Network = carrick.NetworkID(v)
+	case "gateway", "parent", "macvlan_mode", "ipvlan_mode", "ipvlan_flag":
+		return fmt.Errorf("not supported by this version of carrick")
+	default:
+		if slices.Contains(engineOptions, name) {
+			return nil
+		}
+		return fmt.Errorf("unknown option: carrick knows %s", strings.Join([]string{"mode", "vni", "port", "mtu", "flood", "carrick.network", dockerMTU, dockerVXLAN}, ", "))
+	}
+	return err
+}
+
+func decodeMode(v string) (carrick.Mode, error) {
+	switch v {
+	case string(carrick.ModeVXLAN):
+		return carrick.ModeVXLAN, nil
+	case "routed", "macvlan", "ipvlan":
+		return "", fmt.Errorf("not supported by this version of carrick: use vxlan")
+	}
+	return "", fmt.Errorf("unknown mode: want vxlan")
+}
