@@ -9,7 +9,6 @@ package kvstore
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 )
@@ -35,15 +34,20 @@ var (
 	ErrLeaseLost = errors.New("lease lost")
 	// ErrClosed: the store was closed by its owner.
 	ErrClosed = errors.New("store closed")
+	// ErrInvalid: a call outside this contract (a key of another form, two
+	// operations on one key, a condition on no version): the caller's mistake,
+	// refused before anything is sent. Nothing was written.
+	ErrInvalid = errors.New("not a valid call of the store")
 )
 
 // Limits that every backend honours, so that a caller never depends on which
 // one is behind it. Consul's are the tightest: 128 operations per transaction,
 // 512 KiB per value and per transaction body after base64 (measured on 1.22).
 const (
-	MaxTxnOps   = 120       // conditions plus operations
+	MaxTxnOps   = 120       // conditions plus operations; a leased put counts as two
 	MaxTxnBytes = 320 << 10 // keys plus values of one transaction, raw
 	MaxValue    = 256 << 10 // one value, raw
+	MaxKey      = 512       // one key, bytes
 )
 
 // Revision orders the writes of one store. It grows with each write to
@@ -129,8 +133,10 @@ type Op struct {
 	Kind  OpKind
 	Key   string
 	Value []byte
-	// Lease binds a Put to a lease: the key vanishes with it. A put without one
-	// of a key that had one is refused by some stores; do not mix.
+	// Lease binds a Put to a lease: the key vanishes with it. A key bound to
+	// another lease changes over to this one (guard with a condition if it must
+	// not). A put without a lease of a key that has one is [ErrDenied] in some
+	// stores and keeps or drops the lease in others; do not mix.
 	Lease LeaseID
 }
 
@@ -169,7 +175,7 @@ func (t *Txn) Put(key string, value []byte) *Txn {
 	return t
 }
 
-// PutLeased writes key bound to lease.
+// PutLeased writes key bound to lease. With lease "" it is Put.
 func (t *Txn) PutLeased(key string, value []byte, lease LeaseID) *Txn {
 	t.Ops = append(t.Ops, Op{Kind: OpPut, Key: key, Value: value, Lease: lease})
 	return t
@@ -187,24 +193,6 @@ func (t *Txn) DeletePrefix(prefix string) *Txn {
 	return t
 }
 
-// Check refuses a transaction above the limits, with [ErrTooLarge].
-func (t *Txn) Check() error {
-	if n := len(t.Conds) + len(t.Ops); n > MaxTxnOps {
-		return fmt.Errorf("transaction of %d conditions and operations (at most %d): %w", n, MaxTxnOps, ErrTooLarge)
-	}
-	total := 0
-	for _, o := range t.Ops {
-		if len(o.Value) > MaxValue {
-			return fmt.Errorf("value of %s is %d bytes (at most %d): %w", o.Key, len(o.Value), MaxValue, ErrTooLarge)
-		}
-		total += len(o.Key) + len(o.Value)
-	}
-	if total > MaxTxnBytes {
-		return fmt.Errorf("transaction of %d bytes (at most %d): %w", total, MaxTxnBytes, ErrTooLarge)
-	}
-	return nil
-}
-
 // ConflictError says which conditions of a transaction failed; it wraps
 // [ErrConflict]. Keys has at least one of them; a backend that cannot tell
 // names all the keys it asked about.
@@ -219,7 +207,13 @@ func (e *ConflictError) Unwrap() error { return ErrConflict }
 
 // Store is a shared key-value store. All methods are safe for concurrent use,
 // honour their context, and see a linearizable history unless they say
-// otherwise. Keys are slash-separated UTF-8 without a leading slash.
+// otherwise. Keys are what [CheckKey] accepts: slash-separated printable UTF-8
+// without a leading slash; anything else is [ErrInvalid]. No method keeps or
+// changes a slice it is given, and none returns one that anybody else holds.
+//
+// A context that ends is returned as its error, wrapped; for a write that
+// leaves it as unknown as [ErrUnavailable] does. After Close every method
+// returns [ErrClosed].
 type Store interface {
 	// Get reads one key. Error: [ErrNotFound], [ErrUnavailable], [ErrDenied].
 	Get(ctx context.Context, key string) (Entry, error)
@@ -232,15 +226,20 @@ type Store interface {
 	// from since; with since 0 at once. It may also return without any change
 	// (a bounded wait ended): the caller compares revisions and calls again. It
 	// is level-triggered: states between two calls may be skipped, the last one
-	// never is. A revision lower than since means that the store lost its past
-	// (restored, replaced); the view is nonetheless whole.
+	// never is. With since 0 the view is as fresh as List's; otherwise it may be
+	// a moment behind a write that ended elsewhere, but never older than since.
+	// A revision lower than since means that the store lost its past (restored,
+	// replaced); the view is nonetheless whole. The reverse does not hold: a
+	// store that lost its past and grew again may show any revision.
 	Watch(ctx context.Context, sel Selector, since Revision) (View, error)
 
 	// Txn applies all operations if all conditions hold, and returns the
-	// revision that every key it put now has. Errors: [ErrConflict] (as a
-	// *[ConflictError], nothing written), [ErrTooLarge] (nothing written),
-	// [ErrLeaseLost] (an operation names a lease that is gone, nothing
-	// written), [ErrUnavailable] (unknown whether written).
+	// revision that every key it put now has, or 0 if it put none. A put gives
+	// its key a new version even if the value is the old one. Errors:
+	// [ErrConflict] (as a *[ConflictError], nothing written), [ErrTooLarge]
+	// (nothing written), [ErrLeaseLost] (all conditions hold, but an operation
+	// names a lease that is gone; nothing written), [ErrUnavailable] (unknown
+	// whether written).
 	Txn(ctx context.Context, t *Txn) (Revision, error)
 
 	// Lease starts a lease and keeps it alive until it is closed or lost. Keys
@@ -261,8 +260,12 @@ type Store interface {
 type Lease interface {
 	ID() LeaseID
 	// Lost is closed when the lease ended: revoked, expired, or not renewed for
-	// so long that it must be presumed expired.
+	// so long that it must be presumed expired; also when its store was closed,
+	// since nobody renews it then. It tells the holder; what guards a write is a
+	// condition ([Txn.Held]).
 	Lost() <-chan struct{}
-	// Close revokes the lease: its keys vanish at once.
+	// Close revokes the lease: its keys vanish at once. Lost is closed even if
+	// the store could not be told ([ErrUnavailable]: the keys then vanish when
+	// the lease runs out). Closing twice is not an error.
 	Close(ctx context.Context) error
 }

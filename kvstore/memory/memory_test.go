@@ -1,0 +1,24 @@
+package memory_test
+
+import (
+	"testing"
+
+	"github.com/carrick-net/carrick/kvstore"
+	"github.com/carrick-net/carrick/kvstore/memory"
+	"github.com/carrick-net/carrick/kvstore/storetest"
+)
+
+func TestStore(t *testing.T) {
+	t.Parallel()
+	storetest.Run(t, func(t *testing.T) storetest.Cluster {
+		srv := memory.NewServer()
+		return storetest.Cluster{
+			Open: func(t *testing.T) kvstore.Store {
+				c := srv.Client(t.Name())
+				t.Cleanup(func() { _ = c.Close() })
+				return c
+			},
+			Expire: func(_ *testing.T, id kvstore.LeaseID) { srv.ExpireLease(id) },
+		}
+	})
+}

@@ -1,0 +1,169 @@
+// Package memory is a shared store inside one process: one [Server] and any
+// number of [Client]s, each of them a kvstore.Store as one host would see it.
+// It is for tests and simulations: every client can be cut off, stalled or lied
+// to, and the server can be wiped and restored, at a moment the test chooses.
+//
+// Time is a [Clock], by default package time's, so that a simulation of minutes
+// takes none. Leases behave as on Consul, which is the least favourable: a
+// holder that cannot renew presumes its lease lost after one ttl, while its
+// keys live on for nearly another.
+//
+// It must not know what is stored, and nothing of it survives the process.
+package memory
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/carrick-net/carrick/kvstore"
+	"github.com/carrick-net/carrick/kvstore/internal/local"
+)
+
+// Server is the store behind its clients. All methods are safe for concurrent
+// use.
+type Server struct {
+	clock Clock
+	hub   *local.Hub
+
+	mu     sync.Mutex // guards everything below and all fields of clients and leases
+	rev    kvstore.Revision
+	tab    *table
+	epoch  int // grows with each Wipe and Restore
+	leases map[kvstore.LeaseID]*lease
+	issued int // leases ever made, for their ids
+	faults faults
+	moved  chan struct{} // closed and replaced when a fault is set or cleared
+}
+
+// Option changes a new server.
+type Option func(*Server)
+
+// WithClock makes leases live by c.
+func WithClock(c Clock) Option { return func(s *Server) { s.clock = c } }
+
+// NewServer returns an empty store.
+func NewServer(opts ...Option) *Server {
+	s := &Server{
+		clock:  realClock{},
+		rev:    1,
+		tab:    newTable(),
+		leases: make(map[kvstore.LeaseID]*lease),
+		moved:  make(chan struct{}),
+	}
+	s.hub = local.NewHub(s.rev)
+	for _, o := range opts {
+		o(s)
+	}
+	return s
+}
+
+// Client connects one more host. The name is for people; clients with one name
+// are nevertheless different clients.
+func (s *Server) Client(name string) *Client {
+	return &Client{srv: s, name: name, closed: make(chan struct{})}
+}
+
+// Snapshot is the store at one moment, for [Server.Restore].
+type Snapshot struct {
+	rev    kvstore.Revision
+	tab    *table
+	leases []kvstore.LeaseID
+}
+
+// Snapshot keeps the present state.
+func (s *Server) Snapshot() Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	snap := Snapshot{rev: s.rev, tab: s.tab.clone()}
+	for id, l := range s.leases {
+		if l.alive {
+			snap.leases = append(snap.leases, id)
+		}
+	}
+	return snap
+}
+
+// Restore makes the store be what it was at the snapshot, as an operator's
+// restore from a backup does: everything since is gone, revisions go back, and
+// leases that ended since are back, without anybody who renews them. Watches
+// that are under way return.
+func (s *Server) Restore(snap Snapshot) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rev, s.tab = snap.rev, snap.tab.clone()
+	s.epoch++
+	for _, l := range s.leases {
+		l.alive = false
+	}
+	for _, id := range snap.leases {
+		s.leases[id].revive()
+	}
+	s.hub.Reset(s.rev)
+}
+
+// Wipe makes the store a new one: no keys, no leases, revisions from the start.
+// Watches that are under way return.
+func (s *Server) Wipe() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rev, s.tab = 1, newTable()
+	s.epoch++
+	for _, l := range s.leases {
+		l.alive = false
+		l.tell()
+	}
+	s.hub.Reset(s.rev)
+}
+
+// Revision returns the revision of the last write.
+func (s *Server) Revision() kvstore.Revision {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rev
+}
+
+// Dump prints the content, a line per key, sorted, without versions, so that a
+// test can compare it with text:
+//
+//	node/a "up" lease
+//	net/1/conf "\x00\x01"
+func (s *Server) Dump() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var b strings.Builder
+	for _, k := range s.tab.keys {
+		e := s.tab.entries[k]
+		fmt.Fprintf(&b, "%s %q", k, e.Value)
+		if e.Lease != "" {
+			b.WriteString(" lease")
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// apply runs a transaction. The caller holds s.mu.
+func (s *Server) apply(t *kvstore.Txn) (kvstore.Revision, error) {
+	alive := func(id kvstore.LeaseID) bool {
+		l, ok := s.leases[id]
+		return ok && l.alive
+	}
+	changed, err := local.Apply(s.tab, t, s.rev+1, alive)
+	if err != nil {
+		return 0, err
+	}
+	if len(changed) > 0 {
+		s.rev++
+		s.hub.Publish(s.rev, changed)
+	}
+	if !local.Puts(t) {
+		return 0, nil
+	}
+	return s.rev, nil
+}
+
+// view reads a selection. The caller holds s.mu.
+func (s *Server) view(sel kvstore.Selector) kvstore.View {
+	return kvstore.View{Entries: s.tab.sel(sel), Revision: s.rev}
+}
