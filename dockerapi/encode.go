@@ -61,6 +61,9 @@ func encodeJoin(a JoinResponse) (any, error) {
 		if !sr.Destination.IsValid() || sr.Destination.Bits() == 0 {
 			return nil, fmt.Errorf("driver answered a static route to %q: engines cannot take it", sr.Destination)
 		}
+		if sr.NextHop.IsValid() && (!anyFamily.has(sr.NextHop) || sr.NextHop.Is4() != sr.Destination.Addr().Is4()) {
+			return nil, fmt.Errorf("driver answered a static route to %s by %s, which is no plain address of its family", sr.Destination, sr.NextHop)
+		}
 		w := &network.StaticRoute{
 			Destination: sr.Destination.Masked().String(),
 			RouteType:   routeConnected,

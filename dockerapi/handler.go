@@ -96,13 +96,16 @@ func (h *handler) call(w http.ResponseWriter, r *http.Request) (method string, s
 
 // read reads the whole body, within the limits of size and time.
 func (h *handler) read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	// The deadline must be gone before the call runs: net/http goes on reading
-	// to see the engine hang up. A writer without deadlines is a test's.
 	c := http.NewResponseController(w)
-	if err := c.SetReadDeadline(time.Now().Add(h.cfg.Timeout)); err == nil {
-		defer func() { _ = c.SetReadDeadline(time.Time{}) }()
+	_ = c.SetReadDeadline(time.Now().Add(h.cfg.Timeout)) // fails only for a test's writer
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
+	if err == nil {
+		// The call may take longer, and net/http goes on reading meanwhile to
+		// see the engine hang up. After a failure the deadline stays, since
+		// net/http would wait for the rest of the body before it answers.
+		_ = c.SetReadDeadline(time.Time{})
 	}
-	return io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
+	return body, err
 }
 
 type outcome struct {

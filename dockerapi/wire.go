@@ -47,11 +47,12 @@ func (f family) String() string {
 	}
 }
 
-// has says whether a is of the family. IPv4-mapped IPv6 addresses are of none:
-// Docker never sends them, and they would compare unequal to themselves.
+// has says whether a is of the family. Addresses with a zone and IPv4-mapped
+// IPv6 ones are of none: neither can be a container's, and the latter would
+// compare unequal to the IPv4 address they mean.
 func (f family) has(a netip.Addr) bool {
 	switch {
-	case a.Is4In6():
+	case a.Is4In6(), a.Zone() != "":
 		return false
 	case f == v4:
 		return a.Is4()
@@ -99,7 +100,7 @@ func parseAddr(field, s string, f family) (netip.Addr, error) {
 		return netip.Addr{}, nil
 	}
 	a, err := netip.ParseAddr(s)
-	if err != nil || a.Zone() != "" || !f.has(a) {
+	if err != nil || !f.has(a) {
 		return netip.Addr{}, fmt.Errorf("%s %q is not %s address", field, clip(s), f)
 	}
 	return a, nil
