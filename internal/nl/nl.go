@@ -161,6 +161,9 @@ type FDBEntry struct {
 	Of    int        // index of the bridge whose row it is (master); 0 = none
 	State NeighState
 	VLAN  uint16
+	// Odd marks a row with a port, VNI, device, next hop or flag of its own,
+	// which a row that Carrick writes never has.
+	Odd bool
 }
 
 // NeighState is the kernel's NUD_* bits.
@@ -180,6 +183,7 @@ type Neighbour struct {
 	Addr  netip.Addr
 	MAC   carrick.MAC
 	State NeighState
+	Odd   bool // with a flag that Carrick never sets
 }
 
 // Address is an address of a link.
@@ -191,7 +195,7 @@ type Address struct {
 // Route is a unicast route.
 type Route struct {
 	Dst    netip.Prefix // masked; /0 for a default route
-	Link   int          // 0 if it has several next hops or none
+	Link   int          // of the first next hop; 0 if there is none
 	Source netip.Addr   // preferred source; zero = not set
 	Metric uint32
 }

@@ -1,0 +1,159 @@
+package nl
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	vnetns "github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/carrick-net/carrick/netns"
+)
+
+// Linux is the kernel this process runs on.
+type Linux struct{}
+
+var _ Kernel = Linux{}
+
+// Open returns a handle for ns.
+func (Linux) Open(ctx context.Context, ns netns.Namespace) (Handle, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s, err := openSocket(ns)
+	if err != nil {
+		return nil, fmt.Errorf("network namespace %s: %w", ns.ID(), err)
+	}
+	return &handle{ns: ns, sock: s}, nil
+}
+
+// handle is a namespace's. Its library handle is opened per use: it serves
+// listings that are made now and then, and needs the namespace for a moment
+// only.
+type handle struct {
+	ns   netns.Namespace
+	sock *socket
+}
+
+func (h *handle) Close() error { return h.sock.close() }
+
+func (h *handle) Send(ctx context.Context, changes ...Change) []error {
+	return h.sock.send(ctx, changes)
+}
+
+func (h *handle) Links(ctx context.Context) ([]Link, error) {
+	var links []Link
+	err := h.sock.dump(ctx, tool("ip", h.ns.Name())+" link show",
+		func() { links = links[:0] },
+		func(e *encoder, seq uint32) {
+			e.begin(unix.RTM_GETLINK, unix.NLM_F_DUMP, seq)
+			e.ifinfo(unix.AF_UNSPEC, 0, 0, 0)
+			e.attrU32(unix.IFLA_EXT_MASK, rtextFilterSkipStats)
+		},
+		func(body []byte) error {
+			l, _, err := decodeLink(body)
+			links = append(links, l)
+			return err
+		})
+	if err != nil {
+		return nil, err
+	}
+	return links, nil
+}
+
+func (h *handle) LinkByName(ctx context.Context, name string) (l Link, err error) {
+	err = h.sock.dump(ctx, tool("ip", h.ns.Name())+" link show "+name,
+		func() {},
+		func(e *encoder, seq uint32) {
+			e.begin(unix.RTM_GETLINK, 0, seq)
+			e.ifinfo(unix.AF_UNSPEC, 0, 0, 0)
+			e.attrU32(unix.IFLA_EXT_MASK, rtextFilterSkipStats)
+			e.attrString(unix.IFLA_IFNAME, name)
+		},
+		func(body []byte) (err error) {
+			l, _, err = decodeLink(body)
+			return err
+		})
+	return l, err
+}
+
+func (h *handle) FDB(ctx context.Context) ([]FDBEntry, error) {
+	var rows []FDBEntry
+	err := h.sock.dump(ctx, tool("bridge", h.ns.Name())+" fdb show",
+		func() { rows = rows[:0] },
+		func(e *encoder, seq uint32) {
+			e.begin(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, seq)
+			e.ndmsg(unix.AF_BRIDGE, 0, 0, 0)
+		},
+		func(body []byte) error {
+			r, err := decodeFDB(body)
+			rows = append(rows, r)
+			return err
+		})
+	if err != nil {
+		return nil, err
+	}
+	return rows, nil
+}
+
+func (h *handle) Neighbours(ctx context.Context, link Ref) ([]Neighbour, error) {
+	var rows []Neighbour
+	err := h.sock.dump(ctx, tool("ip", h.ns.Name())+" neigh show dev "+link.Name,
+		func() { rows = rows[:0] },
+		func(e *encoder, seq uint32) {
+			e.begin(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, seq)
+			e.ndmsg(unix.AF_UNSPEC, 0, 0, 0)
+			e.attrU32(unix.NDA_IFINDEX, uint32(link.Index))
+		},
+		func(body []byte) error {
+			n, err := decodeNeighbour(body)
+			// Kernels before 4.4 ignore the filter, and AF_UNSPEC may bring more
+			// than the two families.
+			if n.Link == link.Index && n.Addr.IsValid() {
+				rows = append(rows, n)
+			}
+			return err
+		})
+	if err != nil {
+		return nil, err
+	}
+	return rows, nil
+}
+
+func (h *handle) NSID(ctx context.Context, other netns.Namespace) (NSID, error) {
+	id := NoNSID
+	err := h.library(ctx, "get namespace id", func(l *netlink.Handle) (err error) {
+		n, err := l.GetNetNsIdByFd(other.FD())
+		id = NSID(n)
+		return err
+	})
+	return id, err
+}
+
+// library runs fn with a handle of the library inside the namespace, again when
+// the listing was interrupted.
+func (h *handle) library(ctx context.Context, op string, fn func(*netlink.Handle) error) error {
+	l, err := netlink.NewHandleAt(vnetns.NsHandle(h.ns.FD()), unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("%s: open netlink handle: %w", op, err)
+	}
+	defer l.Close()
+	for range dumpTries {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		err := fn(l)
+		if !isInterrupted(err) {
+			if err != nil {
+				return fmt.Errorf("%s: %w", op, err)
+			}
+			return nil
+		}
+	}
+	return fmt.Errorf("%s: %w", op, ErrDumpInterrupted)
+}
+
+// rtextFilterSkipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: half of
+// a link's message is counters nobody here reads.
+const rtextFilterSkipStats = 1 << 3
