@@ -1,0 +1,110 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// PluginSocket and APISocket are where a host's agent listens.
+const (
+	PluginSocket = "/run/docker/plugins/carrick.sock"
+	APISocket    = "/run/carrick/carrick.sock"
+)
+
+// StoreURL is the store's address as agents are given it: each host is told of
+// one Consul server, in turn. It is "" in a lab without Consul, whose agents
+// keep their state in a file.
+func (h *Host) StoreURL() string {
+	if len(h.lab.consuls) == 0 {
+		return ""
+	}
+	n := int(h.addr.As4()[3]) - 1
+	return "consul://" + h.lab.consuls[n%len(h.lab.consuls)].addr.String() + ":8500/carrick"
+}
+
+// AgentArgs is the command line an agent of this host is started with; extra
+// flags come last and win.
+func (h *Host) AgentArgs(extra ...string) []string {
+	args := []string{h.lab.bin("carrick"), "agent", "--node", h.name, "--advertise", h.addr.String(), "--log-level", "debug"}
+	if u := h.StoreURL(); u != "" {
+		args = append(args, "--store", u)
+	}
+	return append(args, extra...)
+}
+
+// StartAgent starts `carrick agent` on the host, with extra flags, and waits
+// until it answers on its plugin socket. The extra flags are kept for Boot. An
+// agent that ends instead is an error with the end of its log.
+func (h *Host) StartAgent(ctx context.Context, extra ...string) error {
+	if err := h.lab.buildCarrick(ctx); err != nil {
+		return err
+	}
+	from := h.agent.logSize()
+	p, err := h.agent.start(h.lab.opts.AgentEnv, h.AgentArgs(extra...)...)
+	if err != nil {
+		return err
+	}
+	err = Wait(ctx, time.Minute, h.name+"'s agent to answer", func() error {
+		if p.ended() {
+			return fmt.Errorf("the agent ended: %w", p.err)
+		}
+		return h.ping(ctx, PluginSocket, http.MethodPost, "/Plugin.Activate")
+	})
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, h.agent.tail(from, 20))
+	}
+	h.agentArgs, h.agentOn = extra, true
+	return nil
+}
+
+// StopAgent stops the agent as systemd does.
+func (h *Host) StopAgent(ctx context.Context) error {
+	h.agentOn = false
+	return h.agent.signal(ctx, unix.SIGTERM)
+}
+
+// KillAgent ends the agent with SIGKILL.
+func (h *Host) KillAgent(ctx context.Context) error {
+	h.agentOn = false
+	return h.agent.signal(ctx, unix.SIGKILL)
+}
+
+// RestartAgent starts the agent as it was started last. It must have ended.
+func (h *Host) RestartAgent(ctx context.Context) error { return h.StartAgent(ctx, h.agentArgs...) }
+
+// AgentRunning says whether the agent's process is there.
+func (h *Host) AgentRunning() bool { return h.agent.running() != nil }
+
+// AgentLog is all that the agent logged, over all its starts.
+func (h *Host) AgentLog() string { return h.agent.log(0) }
+
+// Carrick runs the carrick command on the host and returns its standard output
+// without the final newline.
+func (h *Host) Carrick(ctx context.Context, args ...string) (string, error) {
+	if err := h.lab.buildCarrick(ctx); err != nil {
+		return "", err
+	}
+	out, err := h.exec(ctx, append([]string{h.lab.bin("carrick")}, args...)...)
+	return strings.TrimRight(out, "\n"), err
+}
+
+// buildCarrick makes the lab's carrick binary once: a link to CARRICK_BIN, or
+// built from the tree, with the race detector if CARRICK_RACE is set.
+func (l *Lab) buildCarrick(ctx context.Context) error {
+	l.carrickOnce.Do(func() {
+		out := l.bin("carrick")
+		if p := os.Getenv("CARRICK_BIN"); p != "" {
+			l.carrickErr = errors.Join(checkProgram(p, "CARRICK_BIN"), os.Symlink(p, out))
+			return
+		}
+		l.carrickErr = build(ctx, l.root, "./cmd/carrick", out, os.Getenv("CARRICK_RACE") != "")
+	})
+	return l.carrickErr
+}

@@ -1,0 +1,190 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Engine is a kind of Docker engine.
+type Engine int
+
+// The engines a host can have. Carrick serves both ends of the range alike.
+const (
+	Debian20 Engine = iota // 20.10 of Debian 12's docker.io, with Debian's runc
+	Current                // of tools/dockerd, with tools/runc and Debian's containerd
+)
+
+func (e Engine) String() string {
+	if e == Current {
+		return "current"
+	}
+	return "debian-20.10"
+}
+
+// engines are the programs of both kinds.
+type engines struct {
+	cli, debian          string
+	current, proxy, runc string
+}
+
+// engineBinaries finds what the kinds need. A missing program is an error: a lab
+// that quietly does without tests nothing.
+func engineBinaries(ctx context.Context, root string, kinds []Engine) (engines, error) {
+	var e engines
+	var err error
+	if e.cli, err = debianProgram("/usr/bin/docker", "docker.io"); err != nil {
+		return e, err
+	}
+	if e.debian, err = debianProgram("/usr/sbin/dockerd", "docker.io"); err != nil {
+		return e, err
+	}
+	needCurrent := false
+	for _, k := range kinds {
+		needCurrent = needCurrent || k == Current
+	}
+	if !needCurrent {
+		return e, nil
+	}
+	if e.current, err = tool(ctx, root, "dockerd"); err != nil {
+		return e, err
+	}
+	if e.runc, err = tool(ctx, root, "runc"); err != nil {
+		return e, err
+	}
+	// docker-proxy is built with dockerd and lies beside it.
+	e.proxy = filepath.Join(filepath.Dir(e.current), "docker-proxy")
+	if _, err := os.Stat(e.proxy); err != nil {
+		e.proxy, err = tool(ctx, root, "docker-proxy")
+		return e, err
+	}
+	return e, nil
+}
+
+// engineArgs is the command line of a host's engine.
+func (h *Host) engineArgs(flags []string) []string {
+	bin := h.lab.engines.debian
+	if h.kind == Current {
+		bin = h.lab.engines.current
+	}
+	args := []string{
+		bin, "-H", "unix:///var/run/docker.sock",
+		"--data-root", "/var/lib/docker", "--exec-root", "/var/run/docker", "--pidfile", "/var/run/docker.pid",
+		"--storage-driver", "overlay2",
+		"--cgroup-parent", "/" + h.lab.dir.name + "/" + h.name,
+	}
+	if h.kind == Current {
+		args = append(args, "--userland-proxy-path", h.lab.engines.proxy,
+			"--add-runtime", "tools-runc="+h.lab.engines.runc, "--default-runtime", "tools-runc")
+	}
+	return append(args, flags...)
+}
+
+// StartEngine starts dockerd and waits until it answers. Flags replace those of
+// the last start, such as --live-restore; without any they stay.
+func (h *Host) StartEngine(ctx context.Context, flags ...string) error {
+	if len(flags) > 0 {
+		h.engineFlags = flags
+	}
+	p, err := h.engine.start(nil, h.engineArgs(h.engineFlags)...)
+	if err != nil {
+		return err
+	}
+	err = Wait(ctx, 2*time.Minute, h.name+"'s engine to answer", func() error {
+		if p.ended() {
+			return fmt.Errorf("dockerd ended: %w", p.err)
+		}
+		return h.pingEngine(ctx)
+	})
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, h.engine.tail(0, 20))
+	}
+	return nil
+}
+
+func (h *Host) pingEngine(ctx context.Context) error {
+	return h.ping(ctx, "/run/docker.sock", http.MethodGet, "/_ping")
+}
+
+// ping makes one request to a socket of the host's.
+func (h *Host) ping(ctx context.Context, socket, method, path string) error {
+	sock, err := h.path(socket)
+	if err != nil {
+		return err
+	}
+	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", sock)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, method, "http://host"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	return nil
+}
+
+// StopEngine stops dockerd as systemd does, and waits for its end: containers
+// are stopped first, unless it runs with --live-restore.
+func (h *Host) StopEngine(ctx context.Context) error { return h.engine.signal(ctx, unix.SIGTERM) }
+
+// KillEngine ends dockerd with SIGKILL; the containers go on.
+func (h *Host) KillEngine(ctx context.Context) error { return h.engine.signal(ctx, unix.SIGKILL) }
+
+// EngineRunning says whether dockerd's process is there.
+func (h *Host) EngineRunning() bool { return h.engine.running() != nil }
+
+// EngineLog is all that dockerd logged, over all its starts.
+func (h *Host) EngineLog() string { return h.engine.log(0) }
+
+// Docker runs Debian's docker command against the host's engine and returns its
+// standard output without the final newline. The error is a *CommandError with
+// both outputs: what a user's terminal shows.
+func (h *Host) Docker(ctx context.Context, args ...string) (string, error) {
+	sock, err := h.path("/run/docker.sock")
+	if err != nil {
+		return "", err
+	}
+	env := []string{"DOCKER_HOST=unix://" + sock, "DOCKER_CONFIG=" + filepath.Join(h.lab.dir.path, "docker-config")}
+	out, err := run(ctx, h.name, env, nil, startHere, append([]string{h.lab.engines.cli}, args...)...)
+	return strings.TrimRight(out, "\n"), err
+}
+
+// MustDocker is Docker that fails the test.
+func (h *Host) MustDocker(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := h.Docker(t.Context(), args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// InContainer runs a command in a running container of the host's.
+func (h *Host) InContainer(ctx context.Context, container string, args ...string) (string, error) {
+	return h.Docker(ctx, append([]string{"exec", container}, args...)...)
+}
+
+// MustInContainer is InContainer that fails the test.
+func (h *Host) MustInContainer(t testing.TB, container string, args ...string) string {
+	t.Helper()
+	return h.MustDocker(t, append([]string{"exec", container}, args...)...)
+}

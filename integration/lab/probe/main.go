@@ -1,0 +1,107 @@
+// Command probe is the tool inside the lab's test image, and the server outside
+// the hosts. It does what busybox cannot: packets of an exact size that may not
+// be fragmented, streams with checksums, and flows of which no packet may be
+// lost.
+//
+//	probe serve                     HTTP, TCP and UDP servers; ends on SIGTERM
+//	probe get [-wait D] URL         print a page
+//	probe send [-mb N] ADDR         send N MB over TCP, compare checksums
+//	probe dfping [-size N] ADDR     one packet of N bytes that may not be fragmented
+//	probe flow [-tcp] ADDR          numbered packets until SIGTERM, then a summary
+//
+// ADDR is the address of a host or container that runs `probe serve`.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/signal"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Ports of `probe serve`.
+const (
+	httpPort = "80"   // TCP: the answer is the client's address
+	sinkPort = "7000" // TCP: reads to the end, answers with checksum and length
+	echoPort = "7001" // TCP and UDP: says back what it is told
+)
+
+// errUsage ends the program with status 2.
+var errUsage = errors.New("usage: probe serve | get [-wait D] URL | send [-mb N] ADDR | dfping [-size N] [-wait D] ADDR | flow [-tcp] [-every D] [-count N] ADDR")
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	err := run(ctx, os.Args[1:])
+	switch {
+	case errors.Is(err, errUsage):
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "probe:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		return errUsage
+	}
+	f := flag.NewFlagSet(args[0], flag.ContinueOnError)
+	mb := f.Int("mb", 10, "megabytes to send")
+	size := f.Int("size", 1500, "bytes of the whole IP packet")
+	tcp := f.Bool("tcp", false, "one TCP connection instead of UDP packets")
+	every := f.Duration("every", 5*time.Millisecond, "time between packets")
+	wait := f.Duration("wait", patience, "how long an answer may take")
+	count := f.Int("count", 0, "packets to send; 0 = until SIGTERM")
+	if err := f.Parse(args[1:]); err != nil {
+		return errUsage
+	}
+	if args[0] == "serve" && f.NArg() == 0 {
+		return serve(ctx)
+	}
+	if f.NArg() != 1 {
+		return errUsage
+	}
+	to := f.Arg(0)
+	switch args[0] {
+	case "get":
+		return get(ctx, to, *wait)
+	case "send":
+		return send(ctx, to, *mb)
+	case "dfping":
+		return dfping(to, *size, *wait)
+	case "flow":
+		return flow(ctx, to, *tcp, *every, *count)
+	}
+	return errUsage
+}
+
+// patience is how long an answer may take.
+const patience = 5 * time.Second
+
+func get(ctx context.Context, url string, wait time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("GET %s: %s", url, resp.Status)
+	}
+	_, err = io.Copy(os.Stdout, resp.Body)
+	return err
+}
