@@ -1,0 +1,280 @@
+package nltest
+
+import (
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/carrick-net/carrick/internal/nl"
+)
+
+const enodev = unix.ENODEV
+
+// defaultPort is how a bridge treats a new port.
+var defaultPort = nl.PortFlags{Learning: true, Flood: true, MulticastFlood: true, BroadcastFlood: true}
+
+// apply does what the kernel does with a change sent in s.
+func (s *space) apply(c nl.Change, op string) error {
+	fail := func(e unix.Errno, text string) error { return errno(op, e, text, c) }
+	if m := nl.Module(c); s.k.missing[m] {
+		return fail(unix.EOPNOTSUPP, "Unknown device type")
+	}
+	switch c := c.(type) {
+	case nl.AddBridge:
+		if s.byName(c.Name) != nil {
+			return fail(unix.EEXIST, "")
+		}
+		s.k.addLink(s, nl.Link{Ref: nl.Ref{Name: c.Name}, Kind: nl.KindBridge, MTU: 1500, Bridge: &nl.BridgeInfo{}}).emit()
+	case nl.AddVXLAN:
+		return s.addVXLAN(c, fail)
+	case nl.AddVeth:
+		return s.addVeth(c, fail)
+	case nl.SetLink:
+		return s.setLink(c, fail)
+	case nl.SetBridge:
+		l := s.links[c.Link.Index]
+		if l == nil {
+			return fail(enodev, "")
+		}
+		l.Bridge = &nl.BridgeInfo{}
+		l.emit()
+	case nl.DelLink:
+		l := s.links[c.Link.Index]
+		if l == nil {
+			return fail(enodev, "")
+		}
+		s.k.delete(l)
+	default:
+		return s.applyRow(c, fail)
+	}
+	return nil
+}
+
+type failFunc func(e unix.Errno, text string) error
+
+// addVXLAN knows two traps: kernels before 6.14 look for the name in the
+// sender's namespace as well, and a VNI may be there once per host and port,
+// whatever the namespace its device is in.
+func (s *space) addVXLAN(c nl.AddVXLAN, fail failFunc) error {
+	target := c.Target.(*namespace).s
+	if s.byName(c.Name) != nil || target.byName(c.Name) != nil {
+		return fail(unix.EEXIST, "")
+	}
+	for _, o := range s.k.spaces {
+		for _, l := range o.links {
+			v := l.VXLAN
+			if v != nil && l.socket == s && v.Port == c.Port && v.VNI == c.VNI && v.Local.Is4() == c.Local.Is4() {
+				return fail(unix.EEXIST, "A VXLAN device with the specified VNI already exists")
+			}
+		}
+	}
+	br := target.links[c.Master.Index]
+	if br == nil || br.Kind != nl.KindBridge {
+		return fail(unix.EINVAL, "")
+	}
+	l := s.k.addLink(target, nl.Link{Ref: nl.Ref{Name: c.Name}, Kind: nl.KindVXLAN, MTU: c.MTU,
+		VXLAN: &nl.VXLANInfo{VNI: c.VNI, Port: c.Port, Local: c.Local, Proxy: true}})
+	l.socket = s
+	l.PeerNS = target.nsid(s, true)
+	enslave(l, br)
+	l.emit()
+	return nil
+}
+
+func (s *space) addVeth(c nl.AddVeth, fail failFunc) error {
+	target := c.Target.(*namespace).s
+	if s.byName(c.Name) != nil || target.byName(c.Name) != nil || s.byName(c.Outer) != nil {
+		return fail(unix.EEXIST, "")
+	}
+	br := target.links[c.Master.Index]
+	if br == nil || br.Kind != nl.KindBridge {
+		return fail(unix.EINVAL, "")
+	}
+	inner := s.k.addLink(target, nl.Link{Ref: nl.Ref{Name: c.Name}, Kind: nl.KindVeth, MTU: c.MTU})
+	outer := s.k.addLink(s, nl.Link{Ref: nl.Ref{Name: c.Outer}, Kind: nl.KindVeth, MTU: c.MTU, MAC: c.OuterMAC})
+	inner.peer, outer.peer = outer, inner
+	inner.linkPeer()
+	outer.linkPeer()
+	enslave(inner, br)
+	inner.emit()
+	outer.emit()
+	return nil
+}
+
+// linkPeer notes where a veth's other end is.
+func (l *link) linkPeer() {
+	l.Peer = l.peer.Index
+	l.PeerNS = nl.NoNSID
+	if l.peer.in != l.in {
+		l.PeerNS = l.in.nsid(l.peer.in, true)
+	}
+}
+
+func enslave(l, br *link) {
+	l.Master = br.Index
+	p := defaultPort
+	l.Port = &p
+}
+
+// release takes a port out of its bridge, which forgets where its MACs are.
+func release(l *link) {
+	l.Master, l.Port = 0, nil
+	l.in.fdb = slices.DeleteFunc(l.in.fdb, func(r nl.FDBEntry) bool { return r.Link == l.Index && r.Of != 0 })
+}
+
+func (s *space) setLink(c nl.SetLink, fail failFunc) error {
+	l := s.links[c.Link.Index]
+	if l == nil {
+		return fail(enodev, "")
+	}
+	// The order is the kernel's: a bridge port's flags before its master.
+	if c.Port != nil {
+		if l.Master == 0 {
+			return fail(unix.EOPNOTSUPP, "Device does not support changing slave attributes")
+		}
+		p := *c.Port
+		l.Port = &p
+	}
+	if c.MTU != 0 {
+		l.MTU = c.MTU
+	}
+	if !c.MAC.IsZero() {
+		l.MAC = c.MAC
+	}
+	if c.Rename != "" && c.Rename != l.Name {
+		if s.byName(c.Rename) != nil {
+			return fail(unix.EEXIST, "")
+		}
+		if l.Up {
+			return fail(unix.EBUSY, "") // before 6.2
+		}
+		l.Name = c.Rename
+	}
+	if c.Alias != "" {
+		l.Alias = c.Alias
+	}
+	if c.Master != nil {
+		if l.Master != 0 {
+			release(l)
+		}
+		if c.Master.Index != 0 {
+			br := s.links[c.Master.Index]
+			if br == nil || br.Kind != nl.KindBridge {
+				return fail(unix.EINVAL, "")
+			}
+			enslave(l, br)
+		}
+	}
+	if c.Up == nl.On && l.VXLAN != nil && s.k.ports[l.VXLAN.Port] {
+		return fail(unix.EADDRINUSE, "")
+	}
+	if c.Up == nl.Off && l.Up {
+		s.neigh = slices.DeleteFunc(s.neigh, func(n nl.Neighbour) bool { return n.Link == l.Index })
+	}
+	if c.Up != nl.Keep {
+		l.Up = c.Up == nl.On
+	}
+	if c.NoAddrGen {
+		l.NoAddrGen = true
+	}
+	l.emit()
+	return nil
+}
+
+// delete removes a link, its rows, its ports' membership and its other end.
+func (k *Kernel) delete(l *link) {
+	s := l.in
+	if s.links[l.Index] != l {
+		return
+	}
+	delete(s.links, l.Index)
+	s.fdb = slices.DeleteFunc(s.fdb, func(r nl.FDBEntry) bool { return r.Link == l.Index || r.Of == l.Index })
+	s.neigh = slices.DeleteFunc(s.neigh, func(n nl.Neighbour) bool { return n.Link == l.Index })
+	s.emit(nl.LinkEvent{Link: nl.Link{Ref: l.Ref}, Gone: true})
+	for _, p := range s.links {
+		if p.Master == l.Index {
+			release(p)
+			p.emit()
+		}
+	}
+	if l.peer != nil {
+		k.delete(l.peer)
+	}
+}
+
+// As does what somebody else does in a namespace ("" is the host): neither
+// logged nor counted, and no fault applies.
+func (k *Kernel) As(namespace string, changes ...nl.Change) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s := k.named(namespace)
+	for _, c := range changes {
+		if err := s.apply(c, c.Command(namespace)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Ref finds a link by name for As; the zero Ref if there is none.
+func (k *Kernel) Ref(namespace, name string) nl.Ref {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if l := k.named(namespace).byName(name); l != nil {
+		return l.Ref
+	}
+	return nl.Ref{}
+}
+
+// Alter changes a link in a way no nl.Change does.
+func (k *Kernel) Alter(namespace, name string, fn func(*nl.Link)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	l := k.named(namespace).byName(name)
+	fn(&l.Link)
+	l.emit()
+}
+
+// AddForeign puts a link of any kind there, as somebody else would. A vxlan
+// device's socket is in the host's namespace.
+func (k *Kernel) AddForeign(namespace string, l nl.Link) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	n := k.addLink(k.named(namespace), l)
+	if l.VXLAN != nil {
+		n.socket = k.host
+	}
+	n.emit()
+}
+
+// Move moves a link to another namespace under another name, as Docker does.
+func (k *Kernel) Move(from, name, to, newName string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	src, dst := k.named(from), k.named(to)
+	l := src.byName(name)
+	delete(src.links, l.Index)
+	src.emit(nl.LinkEvent{Link: nl.Link{Ref: l.Ref}, Gone: true})
+	dst.nextIndex++
+	l.Index, l.Name, l.in = dst.nextIndex, newName, dst
+	dst.links[l.Index] = l
+	l.Up = false
+	if l.peer != nil {
+		l.linkPeer()
+		l.peer.linkPeer()
+		l.peer.emit()
+	}
+	l.emit()
+}
+
+func (k *Kernel) named(name string) *space {
+	if name == "" {
+		return k.host
+	}
+	s := k.names[name]
+	if s == nil {
+		panic(fmt.Sprintf("nltest: no namespace %q", name))
+	}
+	return s
+}
