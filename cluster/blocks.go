@@ -94,6 +94,9 @@ func (c *Cluster) adoptBlock(id carrick.NetworkID, block netip.Prefix) error {
 func (c *Cluster) HostName(id carrick.HostID) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if id == c.self {
+		return c.cfg.Name
+	}
 	if h, ok := c.hosts[id]; ok {
 		return h.Name
 	}

@@ -1,0 +1,132 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/agent"
+	"github.com/carrick-net/carrick/cluster"
+	"github.com/carrick-net/carrick/cluster/journal"
+	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/dockerapi"
+	"github.com/carrick-net/carrick/driver"
+	"github.com/carrick-net/carrick/internal/nl"
+	"github.com/carrick-net/carrick/ipam"
+	"github.com/carrick-net/carrick/mirror"
+	"github.com/carrick-net/carrick/netns"
+	"github.com/carrick-net/carrick/status"
+)
+
+// Run runs the agent until ctx ends, and returns nil then. Every error says what
+// to do about it. The kernel keeps what it holds either way.
+func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
+	closeWith := func(close func() error) { err = errors.Join(err, close()) }
+	pools, err := cfg.check()
+	if err != nil {
+		return err
+	}
+	// The journal's lock is what makes two agents on one host impossible, so it
+	// comes before anything that touches the host.
+	jr, err := journal.Open(cfg.StateDir, readID("/etc/machine-id"))
+	if err != nil {
+		return err
+	}
+	defer closeWith(jr.Close)
+	overlay, err := datapath.Open(ctx, datapath.Config{
+		Kernel: nl.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Log: log.With("part", "datapath"),
+	})
+	if err != nil {
+		return err
+	}
+	defer closeWith(overlay.Close)
+	under, err := overlay.Underlay(ctx, cfg.Advertise)
+	if err != nil {
+		return fmt.Errorf("--advertise %q: %w", cfg.Advertise, err)
+	}
+	store, err := openStore(cfg, log.With("part", "store"))
+	if err != nil {
+		return err
+	}
+	defer closeWith(store.Close)
+	listener, err := dockerapi.ListenOrInherit(cfg.PluginSocket)
+	if err != nil {
+		return err
+	}
+
+	// The reconciler needs the cluster's facts and the cluster tells the
+	// reconciler of changes; nothing is told before both are there.
+	var rec atomic.Pointer[agent.Reconciler]
+	cl := cluster.New(cluster.Config{
+		Store: store, Journal: jr, Name: cfg.Node, VTEP: under.Addr, MTU: under.MTU, Version: cfg.Version,
+		Machine: readID("/etc/machine-id"), Boot: readID("/proc/sys/kernel/random/boot_id"),
+		Log: log.With("part", "cluster"),
+		Changed: func(id carrick.NetworkID) {
+			if r := rec.Load(); r != nil {
+				r.Changed(id)
+			}
+		},
+	})
+	src := &source{cfg: cfg, under: under, cluster: cl, started: time.Now()}
+	metrics := status.NewMetrics(cfg.Version, src.gauges())
+	src.rec = agent.New(agent.Config{
+		Facts: cl, Overlay: overlay, Log: log.With("part", "agent"), Audit: cfg.Audit,
+		Observe: func(r datapath.Report, err error) { metrics.Pass(kinds(r.Changes), kinds(r.Drift), err) },
+	})
+	rec.Store(src.rec)
+
+	tasks := []agent.Task{cl, src.rec}
+	var stale func()
+	if cfg.Docker != "" {
+		engine, err := mirror.Connect(cfg.Docker)
+		if err != nil {
+			return errors.Join(fmt.Errorf("--docker: %w", err), listener.Close())
+		}
+		defer closeWith(engine.Close)
+		src.engine = engine
+		src.mirror = mirror.New(mirror.Config{Engine: engine, Facts: cl, Log: log.With("part", "mirror")})
+		stale = src.mirror.Look
+		tasks = append(tasks, src.mirror)
+	}
+	addresses := ipam.New(ipam.Config{
+		Cluster: cl, Defaults: pools, HostPrefixes: overlay.HostPrefixes, Log: log.With("part", "ipam"),
+	})
+	networks := driver.New(driver.Config{
+		Cluster: cl, Pools: addresses, Realizer: src.rec, Log: log.With("part", "driver"), StaleAlias: stale,
+	})
+	server, err := dockerapi.NewServer(dockerapi.Config{
+		Network: networks, IPAM: addresses, Log: log.With("part", "dockerapi"), Observe: metrics.Call,
+	})
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	tasks = append(tasks, addresses,
+		agent.Func("plugin socket", func(ctx context.Context) error { return server.Serve(ctx, listener) }),
+		agent.Func("admin socket", func(ctx context.Context) error {
+			return status.Serve(ctx, cfg.APISocket, status.Handler(src, log), log)
+		}))
+	if cfg.HTTP != "" {
+		tasks = append(tasks, agent.Func("http", func(ctx context.Context) error {
+			return status.ServeTCP(ctx, cfg.HTTP, status.Web(src, metrics.Registry), log)
+		}))
+	}
+	log.Info("carrick agent started", "version", cfg.Version, "node", cfg.Node, "host", cl.Self(), "vtep", under.Addr,
+		"device", under.Interface, "mtu", under.MTU, "store", store, "socket", addrOf(listener))
+	err = agent.Run(ctx, tasks...)
+	log.Info("carrick agent stopped; the datapath goes on")
+	return err
+}
+
+func addrOf(l net.Listener) string { return l.Addr().String() }
+
+// kinds names the counts of a report for the metrics.
+func kinds(c datapath.Counts) map[string]int {
+	return map[string]int{
+		"namespace": c.Namespaces, "link": c.Links, "fdb": c.FDB, "bridged": c.Bridged, "neighbour": c.Neigh,
+	}
+}

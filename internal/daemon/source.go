@@ -1,0 +1,345 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/agent"
+	"github.com/carrick-net/carrick/cluster"
+	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/mirror"
+	"github.com/carrick-net/carrick/plan"
+	"github.com/carrick-net/carrick/status"
+)
+
+// source answers the admin API from the parts of a running agent.
+type source struct {
+	cfg     Config
+	under   datapath.Underlay
+	cluster *cluster.Cluster
+	rec     *agent.Reconciler
+	engine  *mirror.Engine // nil without --docker
+	mirror  *mirror.Mirror // nil without --docker
+	started time.Time
+}
+
+var _ status.Source = (*source)(nil)
+
+func (s *source) gauges() status.Gauges {
+	return status.Gauges{
+		StoreUp: func() float64 {
+			if s.storeLink().OK {
+				return 1
+			}
+			return 0
+		},
+		StoreAge: func() float64 {
+			h := s.cluster.Health()
+			if h.Contact.IsZero() {
+				return time.Since(s.started).Seconds()
+			}
+			return time.Since(h.Contact).Seconds()
+		},
+		Networks:    func() float64 { return float64(s.networksHere()) },
+		Endpoints:   func() float64 { return float64(s.endpointsHere()) },
+		Unpublished: func() float64 { return float64(s.cluster.Health().Pending) },
+	}
+}
+
+func (s *source) networksHere() (n int) {
+	for _, rec := range s.cluster.Journal().Networks() {
+		if len(rec.Aliases) > 0 {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *source) endpointsHere() (n int) {
+	for _, rec := range s.cluster.Journal().Networks() {
+		n += len(s.cluster.Journal().Endpoints(rec.Conf.ID))
+	}
+	return n
+}
+
+func (s *source) storeLink() status.Link {
+	h := s.cluster.Health()
+	l := status.Link{URL: h.Store, OK: h.Err == nil && !h.Contact.IsZero(), Contact: h.Contact}
+	if h.Err != nil {
+		l.Error = h.Err.Error()
+	} else if !l.OK {
+		l.Error = "has not answered yet"
+	}
+	return l
+}
+
+func (s *source) engineLink() status.Link {
+	if s.mirror == nil {
+		return status.Link{}
+	}
+	seen, err := s.mirror.Health()
+	l := status.Link{URL: s.engine.String(), OK: err == nil && !seen.IsZero(), Contact: seen}
+	if err != nil {
+		l.Error = err.Error()
+	} else if !l.OK {
+		l.Error = "has not answered yet"
+	}
+	return l
+}
+
+// Status implements [status.Source].
+func (s *source) Status(context.Context) (status.Status, error) {
+	out := status.Status{
+		Version: s.cfg.Version, Node: s.cfg.Node, Host: s.cluster.Self(), VTEP: s.under.Addr, Device: s.under.Interface, MTU: s.under.MTU,
+		Started: s.started, Store: s.storeLink(), Engine: s.engineLink(),
+		Networks: s.networksHere(), Local: s.endpointsHere(), Pending: s.cluster.Health().Pending,
+		Problems: s.rec.Problems(),
+	}
+	if !out.Store.OK {
+		out.Problems = append(out.Problems, "store "+out.Store.URL+": "+out.Store.Error)
+	}
+	if s.mirror != nil && !out.Engine.OK {
+		out.Problems = append(out.Problems, "engine "+out.Engine.URL+": "+out.Engine.Error)
+	}
+	for _, n := range s.rec.Networks() {
+		out.Drift += n.Drift.Total()
+		for _, p := range problems(n) {
+			out.Problems = append(out.Problems, fmt.Sprintf("network %s: %s", s.label(n.ID), p))
+		}
+	}
+	return out, nil
+}
+
+func (s *source) label(id carrick.NetworkID) string {
+	if rec, err := s.cluster.Journal().Network(id); err == nil {
+		return rec.Conf.Label()
+	}
+	return string(id)
+}
+
+// problems is everything wrong with a network on this host.
+func problems(n agent.NetworkState) []string {
+	out := slices.Clone(n.Problems)
+	if n.Err != nil {
+		out = append(out, n.Err.Error())
+	}
+	for ep, err := range n.Endpoints {
+		if err != nil {
+			out = append(out, fmt.Sprintf("endpoint %s: %v", ep.Short(), err))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Networks implements [status.Source]: the cluster's networks, or, if the store
+// does not answer, this host's.
+func (s *source) Networks(ctx context.Context) ([]status.Network, error) {
+	stored, err := s.cluster.StoredNetworks(ctx)
+	if err != nil && !cluster.IsUnavailable(err) {
+		return nil, err
+	}
+	byID := map[carrick.NetworkID]carrick.Network{}
+	for _, n := range stored {
+		byID[n.ID] = n
+	}
+	for _, rec := range s.cluster.Journal().Networks() {
+		if _, ok := byID[rec.Conf.ID]; !ok && len(rec.Aliases) > 0 {
+			byID[rec.Conf.ID] = rec.Conf
+		}
+	}
+	out := make([]status.Network, 0, len(byID))
+	for _, n := range byID {
+		out = append(out, s.network(n))
+	}
+	slices.SortFunc(out, func(a, b status.Network) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), a.Subnet.Compare(b.Subnet), cmp.Compare(a.ID, b.ID))
+	})
+	return out, nil
+}
+
+func (s *source) network(n carrick.Network) status.Network {
+	p := n.Pools[0]
+	out := status.Network{
+		ID: n.ID, Name: n.Name, Tenant: n.Tenant, Mode: n.Mode, VNI: n.VNI, Port: n.Port, MTU: plan.MTU(n, s.cluster.SelfHost()),
+		Internal: n.Internal, Flood: n.Flood, Subnet: p.Prefix, Range: p.Range, Gateway: p.Gateway, Aux: p.Aux,
+	}
+	if rec, err := s.cluster.Journal().Network(n.ID); err == nil && len(rec.Aliases) > 0 {
+		out.Here = true
+		if out.Name == "" {
+			out.Name = rec.Aliases[0].Name
+		}
+	}
+	return out
+}
+
+// Network implements [status.Source].
+func (s *source) Network(ctx context.Context, ref string) (status.Network, error) {
+	n, err := s.find(ctx, ref)
+	if err != nil {
+		return status.Network{}, err
+	}
+	d, err := s.cluster.Detail(ctx, n.ID)
+	switch {
+	case cluster.IsUnavailable(err):
+		n.Problems = append(n.Problems, "the store does not answer; other hosts' part is missing: "+err.Error())
+	case err != nil && !errors.Is(err, cluster.ErrUnknownNetwork):
+		return status.Network{}, err
+	}
+	for host, aliases := range d.Aliases {
+		for _, a := range aliases {
+			n.Aliases = append(n.Aliases, status.Alias{Host: s.cluster.HostName(host), Docker: a.Docker, Name: a.Name})
+		}
+	}
+	slices.SortFunc(n.Aliases, func(a, b status.Alias) int {
+		return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.Docker, b.Docker))
+	})
+	for block, host := range d.Blocks {
+		p, err := netip.ParsePrefix(block)
+		if err != nil {
+			return status.Network{}, err
+		}
+		n.Blocks = append(n.Blocks, status.Block{Prefix: p, Host: s.cluster.HostName(host)})
+	}
+	slices.SortFunc(n.Blocks, func(a, b status.Block) int { return a.Prefix.Compare(b.Prefix) })
+	n.Endpoints = s.endpoints(ctx, n, d.Endpoints)
+	for _, st := range s.rec.Networks() {
+		if st.ID == n.ID {
+			n.Drift = st.Drift.Total()
+			n.Problems = append(n.Problems, problems(st)...)
+		}
+	}
+	return n, nil
+}
+
+// find resolves what a user calls a network.
+func (s *source) find(ctx context.Context, ref string) (status.Network, error) {
+	if ref == "" {
+		return status.Network{}, fmt.Errorf("network %w: give a name, id or subnet", status.ErrNotFound)
+	}
+	all, err := s.Networks(ctx)
+	if err != nil {
+		return status.Network{}, err
+	}
+	var byID carrick.NetworkID
+	for _, rec := range s.cluster.Journal().Networks() {
+		for _, a := range rec.Aliases {
+			if len(ref) >= 12 && strings.HasPrefix(string(a.Docker), ref) {
+				byID = rec.Conf.ID
+			}
+		}
+	}
+	var found []status.Network
+	for _, n := range all {
+		if n.Name == ref || string(n.ID) == ref || n.Subnet.String() == ref || n.ID == byID {
+			found = append(found, n)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return status.Network{}, fmt.Errorf("network %q %w: carrick network ls shows those there are", ref, status.ErrNotFound)
+	case 1:
+		return found[0], nil
+	}
+	ids := make([]string, 0, len(found))
+	for _, n := range found {
+		ids = append(ids, fmt.Sprintf("%s (tenant %s)", n.ID, n.Tenant))
+	}
+	return status.Network{}, fmt.Errorf("network %q is %w: use the id of one of %s", ref, status.ErrAmbiguous, strings.Join(ids, ", "))
+}
+
+// endpoints lists a network's endpoints: the others' as the store says, this
+// host's as its journal says.
+func (s *source) endpoints(ctx context.Context, n status.Network, stored map[carrick.HostID][]carrick.Endpoint) []status.Endpoint {
+	var out []status.Endpoint
+	add := func(e carrick.Endpoint, host string, local bool) {
+		out = append(out, status.Endpoint{ID: e.ID, Network: n.ID, NetName: n.Name, Addrs: e.Addrs, MAC: e.MAC, Host: host, Local: local})
+	}
+	for host, eps := range stored {
+		if host == s.cluster.Self() {
+			continue
+		}
+		for _, e := range eps {
+			add(e, s.cluster.HostName(host), false)
+		}
+	}
+	for _, e := range s.cluster.Journal().Endpoints(n.ID) {
+		add(e.Endpoint, s.cfg.Node, true)
+	}
+	s.fillLocal(ctx, n.ID, out)
+	slices.SortFunc(out, func(a, b status.Endpoint) int {
+		return cmp.Or(a.Addrs[0].Compare(b.Addrs[0]), cmp.Compare(a.ID, b.ID))
+	})
+	return out
+}
+
+// fillLocal adds what only this host knows: containers' names and the kernel's
+// verdicts.
+func (s *source) fillLocal(ctx context.Context, id carrick.NetworkID, eps []status.Endpoint) {
+	names := map[carrick.EndpointID]mirror.Container{}
+	rec, err := s.cluster.Journal().Network(id)
+	if s.engine != nil && err == nil {
+		for _, a := range rec.Aliases {
+			// Names are a courtesy: without the engine the rest is still worth seeing.
+			cctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+			if found, err := s.engine.Containers(cctx, a.Docker); err == nil {
+				for ep, c := range found {
+					names[ep] = c
+				}
+			}
+			cancel()
+		}
+	}
+	verdicts := map[carrick.EndpointID]error{}
+	for _, st := range s.rec.Networks() {
+		if st.ID == id {
+			verdicts = st.Endpoints
+		}
+	}
+	for i := range eps {
+		if !eps[i].Local {
+			continue
+		}
+		eps[i].Container = names[eps[i].ID].Name
+		if err := verdicts[eps[i].ID]; err != nil {
+			eps[i].Error = err.Error()
+		}
+	}
+}
+
+// Endpoints implements [status.Source]: those of every network of the cluster.
+func (s *source) Endpoints(ctx context.Context) ([]status.Endpoint, error) {
+	nets, err := s.Networks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := []status.Endpoint{}
+	for _, n := range nets {
+		d, err := s.cluster.Detail(ctx, n.ID)
+		if err != nil && !cluster.IsUnavailable(err) && !errors.Is(err, cluster.ErrUnknownNetwork) {
+			return nil, err
+		}
+		out = append(out, s.endpoints(ctx, n, d.Endpoints)...)
+	}
+	return out, nil
+}
+
+// Nodes implements [status.Source].
+func (s *source) Nodes(context.Context) ([]status.Node, error) {
+	hosts, known := s.cluster.Hosts()
+	if !known {
+		hosts = []carrick.Host{s.cluster.SelfHost()}
+	}
+	out := make([]status.Node, 0, len(hosts))
+	for _, h := range hosts {
+		out = append(out, status.Node{ID: h.ID, Name: h.Name, VTEP: h.VTEP, MTU: h.MTU, Version: h.Version, Alive: h.Alive, Self: h.ID == s.cluster.Self()})
+	}
+	return out, nil
+}

@@ -1,0 +1,87 @@
+// Package mirror looks at the local Docker engine: the names it has for the
+// networks of this host, the names of the containers behind endpoints, and
+// aliases that the engine does not know (any more).
+//
+// It is the only importer of Docker's client. It never runs inside a plugin
+// call: an engine holds locks while it waits for its driver. It does not know
+// the kernel or the store; what it learns it hands to [Facts].
+package mirror
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/moby/moby/client"
+
+	"github.com/carrick-net/carrick"
+)
+
+// Engine is a client of one Docker engine. Safe for concurrent use.
+type Engine struct {
+	url string
+	cli *client.Client
+}
+
+// Connect prepares a client for an engine's URL, as unix:///var/run/docker.sock.
+// The engine need not be there yet.
+func Connect(url string) (*Engine, error) {
+	cli, err := client.New(client.WithHost(url))
+	if err != nil {
+		return nil, fmt.Errorf("docker engine %s: %w", url, err)
+	}
+	return &Engine{url: url, cli: cli}, nil
+}
+
+// Close ends the client's connections.
+func (e *Engine) Close() error { return e.cli.Close() }
+
+func (e *Engine) String() string { return e.url }
+
+// Networks returns the name of every network of the engine by its id.
+func (e *Engine) Networks(ctx context.Context) (map[carrick.DockerNetworkID]string, error) {
+	list, err := e.cli.NetworkList(ctx, client.NetworkListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("docker engine %s: list networks: %w", e.url, err)
+	}
+	out := make(map[carrick.DockerNetworkID]string, len(list.Items))
+	for _, n := range list.Items {
+		out[carrick.DockerNetworkID(n.ID)] = n.Name
+	}
+	return out, nil
+}
+
+// Container is a container behind an endpoint.
+type Container struct {
+	ID   string
+	Name string
+}
+
+// Containers returns the containers attached to one of the engine's networks.
+func (e *Engine) Containers(ctx context.Context, id carrick.DockerNetworkID) (map[carrick.EndpointID]Container, error) {
+	n, err := e.cli.NetworkInspect(ctx, string(id), client.NetworkInspectOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("docker engine %s: inspect network %s: %w", e.url, id.Short(), err)
+	}
+	out := make(map[carrick.EndpointID]Container, len(n.Network.Containers))
+	for cid, c := range n.Network.Containers {
+		out[carrick.EndpointID(c.EndpointID)] = Container{ID: cid, Name: strings.TrimPrefix(c.Name, "/")}
+	}
+	return out, nil
+}
+
+// events calls fn after every network event, until ctx ends or the stream
+// breaks; the error says why.
+func (e *Engine) events(ctx context.Context, fn func()) error {
+	stream := e.cli.Events(ctx, client.EventsListOptions{Filters: client.Filters{}.Add("type", "network")})
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-stream.Err:
+			return fmt.Errorf("docker engine %s: events: %w", e.url, err)
+		case <-stream.Messages:
+			fn()
+		}
+	}
+}

@@ -1,0 +1,104 @@
+// Package status is what people and programs see of an agent: the admin API on a
+// unix socket with its client, and /metrics, /healthz and a page over HTTP.
+//
+// It reads and never decides. What it shows comes from a [Source]; it does not
+// know where that has it from.
+package status
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/carrick-net/carrick"
+)
+
+// Status is an agent's own state.
+type Status struct {
+	Version  string         `json:"version"`
+	Node     string         `json:"node"`
+	Host     carrick.HostID `json:"host"`
+	VTEP     netip.Addr     `json:"vtep"`
+	Device   string         `json:"device"`
+	MTU      int            `json:"mtu"` // of the device
+	Started  time.Time      `json:"started"`
+	Store    Link           `json:"store"`
+	Engine   Link           `json:"engine"`
+	Networks int            `json:"networks"` // on this host
+	Local    int            `json:"endpoints"`
+	// Pending is how many networks have local facts that the store has not heard.
+	Pending  int      `json:"pending"`
+	Drift    int      `json:"drift"` // kernel objects repaired since the start
+	Problems []string `json:"problems"`
+}
+
+// Healthy says whether nothing needs attention.
+func (s Status) Healthy() bool { return len(s.Problems) == 0 }
+
+// Link is a connection to something outside.
+type Link struct {
+	URL     string    `json:"url"` // "" = not used
+	OK      bool      `json:"ok"`
+	Contact time.Time `json:"contact,omitzero"` // of the last answer
+	Error   string    `json:"error,omitempty"`
+}
+
+// Network is a cluster network.
+type Network struct {
+	ID       carrick.NetworkID     `json:"id"`
+	Name     string                `json:"name"`
+	Tenant   string                `json:"tenant"`
+	Mode     carrick.Mode          `json:"mode"`
+	VNI      carrick.VNI           `json:"vni"`
+	Port     uint16                `json:"port"`
+	MTU      int                   `json:"mtu"` // on this host
+	Internal bool                  `json:"internal"`
+	Flood    bool                  `json:"flood"`
+	Subnet   netip.Prefix          `json:"subnet"`
+	Range    netip.Prefix          `json:"range,omitzero"`
+	Gateway  netip.Addr            `json:"gateway,omitzero"`
+	Aux      map[string]netip.Addr `json:"aux,omitempty"`
+	Here     bool                  `json:"here"` // this host has a Docker network for it
+	// The rest is filled by inspect only.
+	Aliases   []Alias    `json:"aliases,omitempty"`
+	Blocks    []Block    `json:"blocks,omitempty"`
+	Endpoints []Endpoint `json:"endpoints,omitempty"`
+	Drift     int        `json:"drift,omitempty"`
+	Problems  []string   `json:"problems,omitempty"`
+}
+
+// Alias is one host's Docker network for a cluster network.
+type Alias struct {
+	Host   string                  `json:"host"` // name, or id if unknown
+	Docker carrick.DockerNetworkID `json:"docker"`
+	Name   string                  `json:"name,omitempty"`
+}
+
+// Block is one host's share of a pool.
+type Block struct {
+	Prefix netip.Prefix `json:"prefix"`
+	Host   string       `json:"host"`
+}
+
+// Endpoint is a container's attachment.
+type Endpoint struct {
+	ID        carrick.EndpointID `json:"id"`
+	Network   carrick.NetworkID  `json:"network"`
+	NetName   string             `json:"network_name"`
+	Addrs     []netip.Addr       `json:"addrs"`
+	MAC       carrick.MAC        `json:"mac"`
+	Host      string             `json:"host"`
+	Local     bool               `json:"local"`
+	Container string             `json:"container,omitempty"` // of this host's engine
+	Error     string             `json:"error,omitempty"`     // why the kernel does not hold it
+}
+
+// Node is a host of the cluster.
+type Node struct {
+	ID      carrick.HostID `json:"id"`
+	Name    string         `json:"name"`
+	VTEP    netip.Addr     `json:"vtep"`
+	MTU     int            `json:"mtu"`
+	Version string         `json:"version"`
+	Alive   bool           `json:"alive"`
+	Self    bool           `json:"self"`
+}
