@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+#
+# Builds the programs that the tests and the lab need and that no package
+# manager has in the version we want, each from a Go module of its own beside
+# this script, so that its hundreds of dependencies stay out of ours.
+#
+#   tools/install.sh NAME...          build what is not there yet, print the paths
+#   tools/install.sh --path NAME...   build nothing; fail if one is not there
+#
+# NAME is consul, golangci-lint, dockerd (which brings docker-proxy) or runc.
+# Paths go to stdout, one executable a line; everything else to stderr. What was
+# built is kept in ${CARRICK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/carrick}/bin
+# under the hash of its go.mod and go.sum. Parallel runs wait for each other.
+
+set -euo pipefail
+
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+
+say() { printf 'tools/install.sh: %s\n' "$*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+
+usage() {
+    say 'usage: tools/install.sh [--path] consul|golangci-lint|dockerd|runc...'
+    exit 2
+}
+
+# describe sets what differs from tool to tool: the module's directory, the
+# executables, and what the user is told before the first build.
+describe() {
+    case $1 in
+    consul) module=consul exes=(consul) hint='1.22.5, about 10 minutes the first time' ;;
+    golangci-lint) module=lint exes=(golangci-lint) hint='2.15.0, about 5 minutes the first time' ;;
+    dockerd) module=dockerd exes=(dockerd docker-proxy) hint='v2.0.0-beta.24, about 5 minutes the first time' ;;
+    runc) module=runc exes=(runc) hint='1.4.3, about 1 minute the first time' ;;
+    *) usage ;;
+    esac
+}
+
+# gobuild DIR builds the described tool's executables into DIR.
+gobuild() {
+    local go=(go build -C "$here/$module")
+    case $module in
+    consul)
+        "${go[@]}" -ldflags '-s -w' -o "$1/consul" github.com/hashicorp/consul
+        ;;
+    lint)
+        "${go[@]}" -ldflags '-s -w' -o "$1/golangci-lint" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+        ;;
+    dockerd)
+        local tags='netgo osusergo static_build exclude_graphdriver_btrfs exclude_disk_quota'
+        CGO_ENABLED=0 "${go[@]}" -tags "$tags" -o "$1/dockerd" github.com/moby/moby/v2/cmd/dockerd
+        CGO_ENABLED=0 "${go[@]}" -tags "$tags" -o "$1/docker-proxy" github.com/moby/moby/v2/cmd/docker-proxy
+        ;;
+    runc)
+        pkg-config --exists libseccomp 2>/dev/null ||
+            die 'runc needs libseccomp: apt-get install pkg-config libseccomp-dev'
+        CGO_ENABLED=1 "${go[@]}" -tags seccomp -o "$1/runc" github.com/opencontainers/runc
+        ;;
+    esac
+}
+
+# install builds one tool unless it is there, and prints its executables.
+install() {
+    local name=$1 module hint exes sum dir exe
+    describe "$name"
+    sum=$(cat -- "$here/$module/go.mod" "$here/$module/go.sum" | sha256sum | cut -c1-12)
+    dir=$bin/$name-$sum
+    if [[ ! -d $dir ]]; then
+        [[ -z $only_path ]] || die "$name is not built: run tools/install.sh $name"
+        build "$name" "$dir"
+    fi
+    for exe in "${exes[@]}"; do
+        printf '%s\n' "$dir/$exe"
+    done
+}
+
+# build makes the directory appear whole or not at all.
+build() (
+    name=$1 dir=$2
+    command -v go >/dev/null || die 'needs Go: https://go.dev/dl'
+    mkdir -p -- "$bin"
+    exec 9>"$bin/.lock-$name"
+    if ! flock --nonblock 9; then
+        say "waiting for another build of $name"
+        flock 9
+    fi
+    [[ ! -d $dir ]] || exit 0
+    say "building $name $hint"
+    tmp=$(mktemp -d "$bin/.tmp-$name-XXXXXX")
+    trap 'rm -rf -- "$tmp"' EXIT
+    unset GOFLAGS
+    GOWORK=off gobuild "$tmp" >&2
+    chmod 0755 "$tmp"
+    mv -T -- "$tmp" "$dir"
+    trap - EXIT
+    say "built $name"
+)
+
+only_path=
+if [[ ${1-} == --path ]]; then
+    only_path=1
+    shift
+fi
+[[ $# -gt 0 ]] || usage
+for name in "$@"; do
+    describe "$name"
+done
+
+cache=${CARRICK_CACHE:-${XDG_CACHE_HOME:-${HOME:?neither CARRICK_CACHE nor HOME is set}/.cache}/carrick}
+bin=$cache/bin
+for name in "$@"; do
+    install "$name"
+done
