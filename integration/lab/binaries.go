@@ -51,9 +51,13 @@ func tool(ctx context.Context, root, name string) (string, error) {
 		}
 		return "", fmt.Errorf("tools/install.sh %s: %w", name, err)
 	}
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	p := lines[len(lines)-1]
-	return p, checkProgram(p, "tools/install.sh "+name)
+	// A module may have several programs, one a line.
+	for _, p := range strings.Fields(string(out)) {
+		if filepath.Base(p) == name {
+			return p, checkProgram(p, "tools/install.sh "+name)
+		}
+	}
+	return "", fmt.Errorf("tools/install.sh %s printed %q: no %s in it", name, out, name)
 }
 
 func checkProgram(p, from string) error {

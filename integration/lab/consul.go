@@ -146,7 +146,7 @@ func (c *Consul) Kill(ctx context.Context) error { return c.server.signal(ctx, u
 // Wipe ends the server, deletes all it knows, and starts it. With one server the
 // store is empty then; one of three gets everything back from the others.
 func (c *Consul) Wipe(ctx context.Context) error {
-	if c.server.running() != nil {
+	if c.Running() {
 		if err := c.Kill(ctx); err != nil {
 			return err
 		}
@@ -156,6 +156,9 @@ func (c *Consul) Wipe(ctx context.Context) error {
 	}
 	return c.Start(ctx)
 }
+
+// Running says whether the server's process is there.
+func (c *Consul) Running() bool { return c.server.running() != nil }
 
 // Log is everything the server logged.
 func (c *Consul) Log() string { return c.server.log(0) }
@@ -195,7 +198,7 @@ func (c *Consul) call(ctx context.Context, method, path string, body io.Reader) 
 // anyConsul returns a server that runs.
 func (l *Lab) anyConsul() (*Consul, error) {
 	for _, c := range l.consuls {
-		if c.server.running() != nil {
+		if c.Running() {
 			return c, nil
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -63,11 +62,7 @@ func engineBinaries(ctx context.Context, root string, kinds []Engine) (engines, 
 	}
 	// docker-proxy is built with dockerd and lies beside it.
 	e.proxy = filepath.Join(filepath.Dir(e.current), "docker-proxy")
-	if _, err := os.Stat(e.proxy); err != nil {
-		e.proxy, err = tool(ctx, root, "docker-proxy")
-		return e, err
-	}
-	return e, nil
+	return e, checkProgram(e.proxy, "docker-proxy, beside dockerd")
 }
 
 // engineArgs is the command line of a host's engine.
@@ -89,12 +84,12 @@ func (h *Host) engineArgs(flags []string) []string {
 	return append(args, flags...)
 }
 
-// StartEngine starts dockerd and waits until it answers. Flags replace those of
-// the last start, such as --live-restore; without any they stay.
-func (h *Host) StartEngine(ctx context.Context, flags ...string) error {
-	if len(flags) > 0 {
-		h.engineFlags = flags
-	}
+// SetEngineFlags replaces the extra flags, such as --live-restore, that the next
+// starts of dockerd get.
+func (h *Host) SetEngineFlags(flags ...string) { h.engineFlags = flags }
+
+// StartEngine starts dockerd and waits until it answers.
+func (h *Host) StartEngine(ctx context.Context) error {
 	p, err := h.engine.start(nil, h.engineArgs(h.engineFlags)...)
 	if err != nil {
 		return err

@@ -24,7 +24,7 @@ type Host struct {
 	kind Engine
 
 	engine      *daemon
-	engineFlags []string // of the last start, for Boot
+	engineFlags []string // of every start
 
 	agent     *daemon
 	agentArgs []string // of the last start, for Boot
@@ -113,7 +113,7 @@ func (h *Host) PowerCut(ctx context.Context) error {
 }
 
 // Boot gives power after a [Host.PowerCut] and starts what a machine starts: the
-// agent if it was running, and then the engine, each with its last flags.
+// agent if it was running, with its last flags, and then the engine.
 func (h *Host) Boot(ctx context.Context) error {
 	if err := h.PowerOn(ctx); err != nil {
 		return err

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Inventory is what one host or store holds, a sorted list of lines that are
@@ -85,6 +87,7 @@ func (h *Host) Inventory(ctx context.Context) (Inventory, error) {
 type (
 	ipLink struct {
 		Name     string   `json:"ifname"`
+		MAC      string   `json:"address"`
 		Flags    []string `json:"flags"`
 		MTU      int      `json:"mtu"`
 		Master   string   `json:"master"`
@@ -146,7 +149,9 @@ func (h *Host) namespaceInventory(ctx context.Context, ns string) ([]string, err
 	if err := read(&links, "ip", "-j", "-d", "addr", "show"); err != nil {
 		return nil, err
 	}
+	macs := make(map[string]string) // by device
 	for _, l := range links {
+		macs[l.Name] = l.MAC
 		up := "down"
 		if slices.Contains(l.Flags, "UP") {
 			up = "up"
@@ -168,6 +173,9 @@ func (h *Host) namespaceInventory(ctx context.Context, ns string) ([]string, err
 		}
 		if r.State == "" && r.Dst == "" && !slices.Contains(r.Flags, "extern_learn") {
 			continue // learned by a bridge
+		}
+		if r.MAC == macs[r.Dev] {
+			r.MAC = "of the device itself" // random, for most
 		}
 		add("fdb %s dev %s dst %q master %q vlan %d %s %v", r.MAC, r.Dev, r.Dst, r.Master, r.VLAN, r.State, r.Flags)
 	}
@@ -216,16 +224,23 @@ func (h *Host) namespaceInventory(ctx context.Context, ns string) ([]string, err
 // Inventory lists what all hosts that have power and the store hold, each line
 // with its place.
 func (l *Lab) Inventory(ctx context.Context) (Inventory, error) {
+	of := make([]Inventory, len(l.hosts))
+	g, gctx := errgroup.WithContext(ctx)
+	for i, h := range l.hosts {
+		if h.On() {
+			g.Go(func() error {
+				var err error
+				of[i], err = h.Inventory(gctx)
+				return err
+			})
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
 	var all Inventory
-	for _, h := range l.hosts {
-		if !h.On() {
-			continue
-		}
-		inv, err := h.Inventory(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, line := range inv {
+	for i, h := range l.hosts {
+		for _, line := range of[i] {
 			all = append(all, h.name+": "+line)
 		}
 	}

@@ -210,7 +210,8 @@ func TestThreeHostsWithPlainDocker(t *testing.T) {
 			if err := h.StopEngine(ctx); err != nil {
 				t.Fatal(err)
 			}
-			if err := h.StartEngine(ctx, "--live-restore"); err != nil {
+			h.SetEngineFlags("--live-restore")
+			if err := h.StartEngine(ctx); err != nil {
 				t.Fatal(err)
 			}
 			h.MustDocker(t, "start", "web")

@@ -8,6 +8,7 @@
 //	probe send [-mb N] ADDR         send N MB over TCP, compare checksums
 //	probe dfping [-size N] ADDR     one packet of N bytes that may not be fragmented
 //	probe flow [-tcp] ADDR          numbered packets until SIGTERM, then a summary
+//	probe say [-port N] TEXT ADDR   one UDP packet, to a broadcast address as well
 //
 // ADDR is the address of a host or container that runs `probe serve`.
 package main
@@ -28,13 +29,13 @@ import (
 
 // Ports of `probe serve`.
 const (
-	httpPort = "80"   // TCP: the answer is the client's address
+	httpPort = "80"   // TCP: / is the client's address, /name this host's or container's name
 	sinkPort = "7000" // TCP: reads to the end, answers with checksum and length
 	echoPort = "7001" // TCP and UDP: says back what it is told
 )
 
 // errUsage ends the program with status 2.
-var errUsage = errors.New("usage: probe serve | get [-wait D] URL | send [-mb N] ADDR | dfping [-size N] [-wait D] ADDR | flow [-tcp] [-every D] [-count N] ADDR")
+var errUsage = errors.New("usage: probe serve | get [-wait D] URL | send [-mb N] ADDR | dfping [-size N] [-wait D] ADDR | flow [-tcp] [-every D] [-count N] ADDR | say [-port N] TEXT ADDR")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
@@ -61,11 +62,15 @@ func run(ctx context.Context, args []string) error {
 	every := f.Duration("every", 5*time.Millisecond, "time between packets")
 	wait := f.Duration("wait", patience, "how long an answer may take")
 	count := f.Int("count", 0, "packets to send; 0 = until SIGTERM")
+	port := f.Int("port", 5000, "UDP port to say something to")
 	if err := f.Parse(args[1:]); err != nil {
 		return errUsage
 	}
 	if args[0] == "serve" && f.NArg() == 0 {
 		return serve(ctx)
+	}
+	if args[0] == "say" && f.NArg() == 2 {
+		return say(ctx, f.Arg(0), f.Arg(1), *port)
 	}
 	if f.NArg() != 1 {
 		return errUsage

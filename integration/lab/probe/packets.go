@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -168,4 +169,14 @@ send:
 	}
 	s.Lost = s.Sent - s.Received
 	return json.NewEncoder(os.Stdout).Encode(s)
+}
+
+// say sends one packet. Go sets SO_BROADCAST on every UDP socket.
+func say(ctx context.Context, text, to string, port int) error {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "udp", net.JoinHostPort(to, strconv.Itoa(port)))
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(conn, text)
+	return errors.Join(err, conn.Close())
 }

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"time"
 )
 
@@ -32,9 +33,18 @@ func serve(ctx context.Context) error {
 		return err
 	}
 	failed := make(chan error, 4)
-	page := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	page := http.NewServeMux()
+	page.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		_, _ = io.WriteString(w, host+"\n")
+	})
+	page.HandleFunc("/name", func(w http.ResponseWriter, _ *http.Request) {
+		name, err := os.Hostname()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		_, _ = io.WriteString(w, name+"\n")
 	})
 	go func() { failed <- (&http.Server{Handler: page, ReadHeaderTimeout: patience}).Serve(web) }()
 	go func() { failed <- each(sink, swallow) }()

@@ -1,0 +1,180 @@
+package scenarios
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/carrick-net/carrick/integration/lab"
+)
+
+// soon bounds waits that should be short. It is generous: two busy cores may
+// carry three engines.
+const soon = 30 * time.Second
+
+// shared is the lab that the scenarios of this package take turns on; see begin.
+var shared sharedLab
+
+type sharedLab struct {
+	mu  sync.Mutex // held by the scenario whose turn it is
+	lab *lab.Lab   // nil before the first, and after one that could not clean up
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if shared.lab != nil {
+		if err := shared.lab.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, "end the shared lab:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// scenario is one test's turn on the shared lab.
+type scenario struct {
+	*lab.Lab
+	h1, h2, h3 *lab.Host // Debian's engine, Debian's engine, a current engine
+}
+
+// begin waits for the test's turn on the shared lab: three hosts with agents, no
+// containers, no Carrick networks, no faults. When the test ends everything is
+// cleaned up as an operator would, containers first and then networks, and then
+// the hosts and the store must be what they were.
+//
+// Tests that use it must not be parallel.
+func begin(t *testing.T) scenario {
+	t.Helper()
+	if why := lab.Unable(); why != "" {
+		t.Skip(why)
+	}
+	shared.mu.Lock()
+	t.Cleanup(shared.mu.Unlock)
+	if shared.lab == nil {
+		// The lab outlives the test, and so must the context it is started with.
+		l, err := lab.Start(context.WithoutCancel(t.Context()), lab.Options{Agents: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		shared.lab = l
+		warmUp(t, l)
+	}
+	l := shared.lab
+	before := l.MustInventory(t)
+	t.Cleanup(func() { finish(t, l, before) })
+	l.LogOnFailure(t)
+	return scenario{Lab: l, h1: l.Host(1), h2: l.Host(2), h3: l.Host(3)}
+}
+
+// warmUp lets everything that stays for good come into being: Docker makes
+// docker_gwbridge with the first container that needs a way out.
+func warmUp(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	create(t, l.Hosts(), "warmup", "10.254.0.0/16")
+	for _, h := range l.Hosts() {
+		h.MustDocker(t, "run", "--rm", "--network", "warmup", "-p", "18080:80", lab.Image, "true")
+	}
+	for _, h := range l.Hosts() {
+		h.MustDocker(t, "network", "rm", "warmup")
+	}
+}
+
+// finish cleans up and compares. A lab that cannot be cleaned up is thrown away,
+// so that one bad scenario does not fail the others.
+func finish(t *testing.T, l *lab.Lab, before lab.Inventory) {
+	// The test's own context has ended.
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	err := tidy(ctx, l)
+	if err == nil {
+		err = lab.Wait(ctx, soon, "the hosts and the store to be as they were before the test", func() error {
+			after, err := l.Inventory(ctx)
+			if err != nil {
+				return err
+			}
+			if diff := before.Diff(after); diff != "" {
+				return errors.New("\n" + diff)
+			}
+			return nil
+		})
+	}
+	if err == nil {
+		return
+	}
+	t.Error(err)
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	shared.lab = nil
+}
+
+// tidy removes faults, starts what was stopped, and removes all containers and
+// all networks of Carrick.
+func tidy(ctx context.Context, l *lab.Lab) error {
+	if err := l.Clear(ctx); err != nil {
+		return err
+	}
+	for _, c := range l.Consuls() {
+		if !c.Running() {
+			if err := c.Start(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return onEach(l.Hosts(), func(h *lab.Host) error {
+		if !h.On() {
+			return h.Boot(ctx)
+		}
+		if !h.AgentRunning() {
+			if err := h.StartAgent(ctx); err != nil {
+				return err
+			}
+		}
+		if !h.EngineRunning() {
+			if err := h.StartEngine(ctx); err != nil {
+				return err
+			}
+		}
+		if out, err := h.Docker(ctx, "ps", "-aq"); err != nil {
+			return err
+		} else if ids := strings.Fields(out); len(ids) > 0 {
+			if _, err := h.Docker(ctx, append([]string{"rm", "-f"}, ids...)...); err != nil {
+				return err
+			}
+		}
+		if out, err := h.Docker(ctx, "network", "ls", "-q", "--filter", "driver=carrick"); err != nil {
+			return err
+		} else if ids := strings.Fields(out); len(ids) > 0 {
+			if _, err := h.Docker(ctx, append([]string{"network", "rm"}, ids...)...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// onEach does something on several hosts at once and returns all errors.
+func onEach(hosts []*lab.Host, do func(*lab.Host) error) error {
+	return atOnce(hosts, func(h *lab.Host) error {
+		if err := do(h); err != nil {
+			return fmt.Errorf("on %s: %w", h.Name(), err)
+		}
+		return nil
+	})
+}
+
+// atOnce does something with all items at once and returns all errors.
+func atOnce[T any](items []T, do func(T) error) error {
+	errs := make([]error, len(items))
+	var all sync.WaitGroup
+	for i, it := range items {
+		all.Go(func() { errs[i] = do(it) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
