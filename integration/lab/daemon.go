@@ -46,8 +46,8 @@ func (d *daemon) start(env []string, args ...string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer logf.Close()
-	fmt.Fprintf(logf, "--- %s: %s\n", time.Now().Format(time.RFC3339Nano), strings.Join(args, " "))
+	defer func() { _ = logf.Close() }()
+	_, _ = fmt.Fprintf(logf, "--- %s: %s\n", time.Now().Format(time.RFC3339Nano), strings.Join(args, " "))
 	cmd, err := newCommand(context.Background(), env, args...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: start %s: %w", d.node.name, d.name, err)
@@ -126,7 +126,7 @@ func readFrom(path string, from int64) string {
 	if err != nil {
 		return ""
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if _, err := f.Seek(from, io.SeekStart); err != nil {
 		return ""
 	}

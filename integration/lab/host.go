@@ -82,7 +82,7 @@ func (h *Host) On() bool {
 // PowerOn gives the host power, namespaces and its cable, with the disk it had,
 // and starts nothing.
 func (h *Host) PowerOn(ctx context.Context) error {
-	err := h.node.powerOn(ctx, hostinit.Config{
+	err := h.powerOn(ctx, hostinit.Config{
 		Hostname: h.name,
 		Overlays: []hostinit.Overlay{
 			{At: "/etc", Upper: h.disk("etc"), Work: h.disk("etc.work")},

@@ -67,18 +67,18 @@ func (n *node) powerOn(ctx context.Context, c hostinit.Config) error {
 	if err != nil {
 		return err
 	}
-	defer logf.Close()
+	defer func() { _ = logf.Close() }()
 	lifeR, lifeW, err := os.Pipe()
 	if err != nil {
 		return err
 	}
-	defer lifeR.Close()
+	defer func() { _ = lifeR.Close() }()
 	readyR, readyW, err := os.Pipe()
 	if err != nil {
 		_ = lifeW.Close()
 		return err
 	}
-	defer readyR.Close()
+	defer func() { _ = readyR.Close() }()
 
 	cmd := exec.Command(n.init, string(arg))
 	cmd.Env = environment()

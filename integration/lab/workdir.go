@@ -36,7 +36,7 @@ func newWorkdir() (*workdir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a lab: %w", err)
 	}
-	defer gate.Close()
+	defer func() { _ = gate.Close() }()
 	if err := unix.Flock(int(gate.Fd()), unix.LOCK_EX); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", gate.Name(), err)
 	}

@@ -103,7 +103,7 @@ func up(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	defer out.Close()
+	defer func() { _ = out.Close() }()
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -136,14 +136,16 @@ func up(ctx context.Context, args []string) error {
 	if err := status(ctx); err != nil {
 		return err
 	}
-	fmt.Print(`
-Each host has a Docker engine and, unless turned off, a Carrick agent. In the project's directory:
+	fmt.Printf(`
+Each host has a Docker engine and, unless turned off, a Carrick agent. Try:
 
-  go run ./integration/cmd/lab docker h1 network create -d carrick --ipam-driver carrick --subnet 10.42.0.0/16 app
-  go run ./integration/cmd/lab docker h1 run -d --network app --name web ` + lab.Image + `
-  go run ./integration/cmd/lab exec h1 carrick status
+  %[1]s docker h1 network create -d carrick --ipam-driver carrick --subnet 10.42.0.0/16 app
+  %[1]s docker h2 network create -d carrick --ipam-driver carrick --subnet 10.42.0.0/16 app
+  %[1]s docker h1 run -d --network app --name web --ip 10.42.0.80 %[2]s
+  %[1]s docker h2 run --rm --network app %[2]s wget -qO- http://10.42.0.80
+  %[1]s exec h1 carrick status
   make lab-down
-`)
+`, os.Args[0], lab.Image)
 	return nil
 }
 

@@ -43,7 +43,7 @@ func dfping(to string, size int, wait time.Duration) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	b := make([]byte, size-header)
 	for range 3 {
 		if _, err := conn.Write(b); errors.Is(err, unix.EMSGSIZE) {
@@ -113,7 +113,7 @@ func flow(ctx context.Context, to string, tcp bool, every time.Duration, count i
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	got := &arrivals{seen: make(map[uint64]bool)}
 	broken := make(chan error, 1)
 	go func() {

@@ -66,7 +66,7 @@ func each(l net.Listener, serve func(net.Conn)) error {
 			return err
 		}
 		go func() {
-			defer c.Close()
+			defer func() { _ = c.Close() }()
 			serve(c)
 		}()
 	}
@@ -99,7 +99,7 @@ func send(ctx context.Context, to string, mb int) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	// A stalled transfer must end; a slow one may take its time.
 	if err := conn.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 		return err
