@@ -1,0 +1,156 @@
+package plan_test
+
+import (
+	"flag"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/plan"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+const (
+	h1 = carrick.HostID("1111111111111111")
+	h2 = carrick.HostID("2222222222222222")
+	h3 = carrick.HostID("3333333333333333")
+)
+
+func ep(c string, vni carrick.VNI, addr string) carrick.Endpoint {
+	a := netip.MustParseAddr(addr)
+	return carrick.Endpoint{ID: carrick.EndpointID(strings.Repeat(c, 64/len(c))), Addrs: []netip.Addr{a}, MAC: carrick.MACFor(vni, a)}
+}
+
+// view is three hosts, two containers here, two on h2 and one on h3.
+func view() carrick.View {
+	return carrick.View{
+		Network: carrick.Network{
+			ID: "00000000000000aa", Name: "app", Tenant: "default", Mode: carrick.ModeVXLAN, VNI: 4242, Port: 4789, Flood: true,
+			Pools: []carrick.Pool{{Prefix: netip.MustParsePrefix("10.42.0.0/16"), Gateway: netip.MustParseAddr("10.42.0.1"), Block: 26}},
+		},
+		Hosts: map[carrick.HostID]carrick.Host{
+			h1: {ID: h1, Name: "h1", VTEP: netip.MustParseAddr("192.0.2.1"), MTU: 1500},
+			h2: {ID: h2, Name: "h2", VTEP: netip.MustParseAddr("192.0.2.2"), MTU: 1500},
+			h3: {ID: h3, Name: "h3", VTEP: netip.MustParseAddr("192.0.2.3"), MTU: 1500},
+		},
+		Endpoints: map[carrick.HostID][]carrick.Endpoint{
+			h1: {ep("a1", 4242, "10.42.0.2"), ep("a2", 4242, "10.42.0.3")},
+			h2: {ep("b1", 4242, "10.42.0.66"), ep("b2", 4242, "10.42.0.67")},
+			h3: {ep("c1", 4242, "10.42.0.130")},
+		},
+		Joined: map[carrick.EndpointID]bool{},
+	}
+}
+
+// Each story is facts in and ip and bridge commands out.
+func TestPlans(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*carrick.View){
+		"three-hosts":       func(*carrick.View) {},
+		"no-local-endpoint": func(v *carrick.View) { delete(v.Endpoints, h1) },
+		"alone":             func(v *carrick.View) { delete(v.Endpoints, h2); delete(v.Endpoints, h3) },
+		"joined":            func(v *carrick.View) { v.Joined[v.Endpoints[h1][0].ID] = true },
+		"flood-off":         func(v *carrick.View) { v.Network.Flood = false },
+		"own-mtu-and-port":  func(v *carrick.View) { v.Network.MTU, v.Network.Port = 1300, 8472 },
+		"mtu-disagrees": func(v *carrick.View) {
+			h := v.Hosts[h3]
+			h.MTU = 9000
+			v.Hosts[h3] = h
+		},
+		"unknown-host": func(v *carrick.View) { delete(v.Hosts, h2) },
+		"other-family": func(v *carrick.View) {
+			h := v.Hosts[h2]
+			h.VTEP = netip.MustParseAddr("2001:db8::2")
+			v.Hosts[h2] = h
+		},
+		"same-vtep": func(v *carrick.View) {
+			h := v.Hosts[h2]
+			h.VTEP = v.Hosts[h1].VTEP
+			v.Hosts[h2] = h
+		},
+		"address-claimed-twice": func(v *carrick.View) {
+			v.Endpoints[h2][0].Addrs = v.Endpoints[h1][0].Addrs
+			v.Endpoints[h3][0].MAC = v.Endpoints[h2][1].MAC
+		},
+		"user-mac": func(v *carrick.View) { v.Endpoints[h2][0].MAC = carrick.MAC{2, 0, 0, 0, 0, 7} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			v := view()
+			change(&v)
+			got := plan.Make(v, h1).String()
+			path := filepath.Join("testdata", name+".txt")
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("plan differs from %s (go test ./plan -update rewrites it):\n%s", path, got)
+			}
+		})
+	}
+}
+
+// The same facts in any order give the same plan.
+func TestOrderDoesNotMatter(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	want := plan.Make(view(), h1)
+	for range 50 {
+		v := view()
+		for _, eps := range v.Endpoints {
+			r.Shuffle(len(eps), func(i, j int) { eps[i], eps[j] = eps[j], eps[i] })
+		}
+		if got := plan.Make(v, h1); !reflect.DeepEqual(got, want) {
+			t.Fatalf("plan depends on order:\n%s\nwant\n%s", got, want)
+		}
+	}
+}
+
+// No plan ever claims a MAC or an address twice, whatever the facts say.
+func TestContradictionsNeverReachTheKernel(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	for range 500 {
+		v := view()
+		for _, eps := range v.Endpoints {
+			for i := range eps {
+				if r.IntN(2) == 0 {
+					eps[i].MAC = carrick.MAC{2, 0, 0, 0, 0, byte(r.IntN(3))}
+				}
+				if r.IntN(2) == 0 {
+					eps[i].Addrs = []netip.Addr{netip.AddrFrom4([4]byte{10, 42, 0, byte(r.IntN(3))})}
+				}
+			}
+		}
+		n := plan.Make(v, h1)
+		macs, addrs := map[carrick.MAC]bool{}, map[netip.Addr]bool{}
+		for _, row := range n.Bridged {
+			if macs[row.MAC] {
+				t.Fatalf("MAC %s is behind two ports:\n%s", row.MAC, n)
+			}
+			macs[row.MAC] = true
+		}
+		for _, row := range n.Neigh {
+			if addrs[row.Addr] {
+				t.Fatalf("%s has two neighbour rows:\n%s", row.Addr, n)
+			}
+			addrs[row.Addr] = true
+		}
+	}
+}
