@@ -54,7 +54,7 @@ func (k *Kernel) dumpSpace(n string, s *space) []string {
 		}
 	}
 	var self, bridged, neigh []string
-	for _, r := range s.fdb {
+	for _, r := range s.rows() {
 		dev := s.links[r.Link].Name
 		odd := ""
 		if r.Odd {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"reflect"
-	"slices"
 
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/netns"
@@ -91,7 +90,7 @@ func (h *handle) FDB(ctx context.Context) ([]nl.FDBEntry, error) {
 		return nil, err
 	}
 	defer unlock()
-	out := slices.Clone(h.s.fdb)
+	out := h.s.rows()
 	// Every bridge port has a row of its own for its own MAC.
 	for _, l := range h.s.sorted() {
 		if l.Master != 0 {
@@ -108,8 +107,8 @@ func (h *handle) Neighbours(ctx context.Context, link nl.Ref) ([]nl.Neighbour, e
 	}
 	defer unlock()
 	var out []nl.Neighbour
-	for _, n := range h.s.neigh {
-		if n.Link == link.Index {
+	for k, n := range h.s.neigh {
+		if k.link == link.Index {
 			out = append(out, n)
 		}
 	}

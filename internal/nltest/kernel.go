@@ -72,9 +72,10 @@ type space struct {
 	refs      int // names, open namespaces, open handles
 	nextIndex int
 	links     map[int]*link
-	nsids     []*space // by number
-	fdb       []nl.FDBEntry
-	neigh     []nl.Neighbour
+	nsids     []*space                   // by number
+	self      map[selfKey][]nl.FDBEntry  // of vxlan devices: a MAC's destinations
+	bridged   map[bridgedKey]nl.FDBEntry // of bridges: one row per MAC and VLAN
+	neigh     map[neighKey]nl.Neighbour
 	subs      []*events
 	dead      bool
 }
@@ -89,7 +90,8 @@ type link struct {
 
 func (k *Kernel) newSpace(name string) *space {
 	k.nextIno++
-	s := &space{k: k, name: name, id: netns.ID{Dev: 4, Ino: k.nextIno}, links: map[int]*link{}}
+	s := &space{k: k, name: name, id: netns.ID{Dev: 4, Ino: k.nextIno}, links: map[int]*link{},
+		self: map[selfKey][]nl.FDBEntry{}, bridged: map[bridgedKey]nl.FDBEntry{}, neigh: map[neighKey]nl.Neighbour{}}
 	k.spaces = append(k.spaces, s)
 	k.addLink(s, nl.Link{Ref: nl.Ref{Name: "lo"}, MTU: 65536})
 	return s

@@ -2,7 +2,7 @@ package nltest
 
 import (
 	"fmt"
-	"slices"
+	"maps"
 
 	"golang.org/x/sys/unix"
 
@@ -120,7 +120,7 @@ func enslave(l, br *link) {
 // release takes a port out of its bridge, which forgets where its MACs are.
 func release(l *link) {
 	l.Master, l.Port = 0, nil
-	l.in.fdb = slices.DeleteFunc(l.in.fdb, func(r nl.FDBEntry) bool { return r.Link == l.Index && r.Of != 0 })
+	maps.DeleteFunc(l.in.bridged, func(_ bridgedKey, r nl.FDBEntry) bool { return r.Link == l.Index })
 }
 
 func (s *space) setLink(c nl.SetLink, fail failFunc) error {
@@ -170,7 +170,7 @@ func (s *space) setLink(c nl.SetLink, fail failFunc) error {
 		return fail(unix.EADDRINUSE, "")
 	}
 	if c.Up == nl.Off && l.Up {
-		s.neigh = slices.DeleteFunc(s.neigh, func(n nl.Neighbour) bool { return n.Link == l.Index })
+		maps.DeleteFunc(s.neigh, func(k neighKey, _ nl.Neighbour) bool { return k.link == l.Index })
 	}
 	if c.Up != nl.Keep {
 		l.Up = c.Up == nl.On
@@ -189,8 +189,9 @@ func (k *Kernel) delete(l *link) {
 		return
 	}
 	delete(s.links, l.Index)
-	s.fdb = slices.DeleteFunc(s.fdb, func(r nl.FDBEntry) bool { return r.Link == l.Index || r.Of == l.Index })
-	s.neigh = slices.DeleteFunc(s.neigh, func(n nl.Neighbour) bool { return n.Link == l.Index })
+	maps.DeleteFunc(s.self, func(k selfKey, _ []nl.FDBEntry) bool { return k.link == l.Index })
+	maps.DeleteFunc(s.bridged, func(_ bridgedKey, r nl.FDBEntry) bool { return r.Link == l.Index || r.Of == l.Index })
+	maps.DeleteFunc(s.neigh, func(k neighKey, _ nl.Neighbour) bool { return k.link == l.Index })
 	s.emit(nl.LinkEvent{Link: nl.Link{Ref: l.Ref}, Gone: true})
 	for _, p := range s.links {
 		if p.Master == l.Index {

@@ -1,12 +1,41 @@
 package nltest
 
 import (
+	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/internal/nl"
 )
+
+type selfKey struct {
+	link int
+	mac  carrick.MAC
+}
+
+type bridgedKey struct {
+	mac  carrick.MAC
+	vlan uint16
+}
+
+type neighKey struct {
+	link int
+	addr netip.Addr
+}
+
+// rows lists both kinds of FDB rows, in no order, as a hash table does.
+func (s *space) rows() []nl.FDBEntry {
+	out := make([]nl.FDBEntry, 0, len(s.self)+len(s.bridged))
+	for _, rows := range s.self {
+		out = append(out, rows...)
+	}
+	for _, r := range s.bridged {
+		out = append(out, r)
+	}
+	return out
+}
 
 // applyRow does what the kernel does with a change of a row.
 func (s *space) applyRow(c nl.Change, fail failFunc) error {
@@ -23,51 +52,33 @@ func (s *space) applyRow(c nl.Change, fail failFunc) error {
 		if l.Master == 0 {
 			return fail(unix.EINVAL, "")
 		}
-		row := nl.FDBEntry{Link: l.Index, MAC: c.MAC, Of: l.Master, State: nl.StateNoARP}
-		if i := s.bridged(c.MAC[:], 0); i >= 0 {
-			s.fdb[i] = row
-		} else {
-			s.fdb = append(s.fdb, row)
-		}
+		s.bridged[bridgedKey{mac: c.MAC}] = nl.FDBEntry{Link: l.Index, MAC: c.MAC, Of: l.Master, State: nl.StateNoARP}
 	case nl.DelBridged:
 		if s.links[c.Link.Index] == nil {
 			return fail(enodev, "")
 		}
-		i := s.bridged(c.MAC[:], c.VLAN)
-		if i < 0 || s.fdb[i].Link != c.Link.Index {
+		key := bridgedKey{c.MAC, c.VLAN}
+		if r, ok := s.bridged[key]; !ok || r.Link != c.Link.Index {
 			return fail(unix.ENOENT, "")
 		}
-		s.fdb = slices.Delete(s.fdb, i, i+1)
+		delete(s.bridged, key)
 	case nl.SetNeigh:
 		if s.links[c.Link.Index] == nil {
 			return fail(enodev, "")
 		}
-		row := nl.Neighbour{Link: c.Link.Index, Addr: c.Addr, MAC: c.MAC, State: nl.StatePermanent}
-		i := slices.IndexFunc(s.neigh, func(n nl.Neighbour) bool { return n.Link == c.Link.Index && n.Addr == c.Addr })
-		if i >= 0 {
-			s.neigh[i] = row
-		} else {
-			s.neigh = append(s.neigh, row)
-		}
+		s.neigh[neighKey{c.Link.Index, c.Addr}] = nl.Neighbour{Link: c.Link.Index, Addr: c.Addr, MAC: c.MAC, State: nl.StatePermanent}
 	case nl.DelNeigh:
-		i := slices.IndexFunc(s.neigh, func(n nl.Neighbour) bool { return n.Link == c.Link.Index && n.Addr == c.Addr })
-		if i < 0 {
+		key := neighKey{c.Link.Index, c.Addr}
+		if _, ok := s.neigh[key]; !ok {
 			return fail(unix.ENOENT, "")
 		}
-		s.neigh = slices.Delete(s.neigh, i, i+1)
+		delete(s.neigh, key)
 	}
 	return nil
 }
 
-// bridged finds the bridge's row of a MAC; the bridge has one per VLAN.
-func (s *space) bridged(mac []byte, vlan uint16) int {
-	return slices.IndexFunc(s.fdb, func(r nl.FDBEntry) bool {
-		return r.Of != 0 && r.VLAN == vlan && slices.Equal(r.MAC[:], mac)
-	})
-}
-
-// setFDB knows that only the zero MAC may have several destinations, and that
-// replacing means changing the first (vxlan_fdb_replace).
+// setFDB knows that only the zero MAC may have several destinations, and that a
+// device sends to one address family only.
 func (s *space) setFDB(c nl.SetFDB, fail failFunc) error {
 	l := s.links[c.Link.Index]
 	if l == nil {
@@ -76,46 +87,65 @@ func (s *space) setFDB(c nl.SetFDB, fail failFunc) error {
 	if l.VXLAN == nil {
 		return fail(unix.EOPNOTSUPP, "")
 	}
+	if c.VTEP.Is4() != l.VXLAN.Local.Is4() {
+		return fail(unix.EAFNOSUPPORT, "")
+	}
+	key := selfKey{l.Index, c.MAC}
 	row := nl.FDBEntry{Link: l.Index, MAC: c.MAC, VTEP: c.VTEP, Self: true, State: nl.StatePermanent}
-	i := slices.IndexFunc(s.fdb, func(r nl.FDBEntry) bool {
-		return r.Self && r.Link == l.Index && r.MAC == c.MAC && (!c.MAC.IsZero() || r.VTEP == c.VTEP && !r.Odd)
-	})
-	if i >= 0 {
-		s.fdb[i] = row
-	} else {
-		s.fdb = append(s.fdb, row)
+	old := s.self[key]
+	switch {
+	case c.MAC.IsZero():
+		if !slices.Contains(old, row) {
+			s.self[key] = append(old, row)
+		}
+	case len(old) == 0:
+		s.self[key] = []nl.FDBEntry{row}
+	default:
+		old[0] = row
 	}
 	return nil
 }
 
 // delFDB knows that deleting a destination that a MAC does not have is fine as
-// long as the MAC has another.
+// long as the MAC has another, and that an odd row is not met by naming its
+// destination alone.
 func (s *space) delFDB(c nl.DelFDB, fail failFunc) error {
 	if s.links[c.Link.Index] == nil {
 		return fail(enodev, "")
 	}
-	of := func(r nl.FDBEntry) bool { return r.Self && r.Link == c.Link.Index && r.MAC == c.MAC }
-	if !slices.ContainsFunc(s.fdb, of) {
+	key := selfKey{c.Link.Index, c.MAC}
+	rows, ok := s.self[key]
+	if !ok {
 		return fail(unix.ENOENT, "")
 	}
-	s.fdb = slices.DeleteFunc(s.fdb, func(r nl.FDBEntry) bool {
-		return of(r) && (!c.VTEP.IsValid() || r.VTEP == c.VTEP && !r.Odd)
+	rows = slices.DeleteFunc(rows, func(r nl.FDBEntry) bool {
+		return !c.VTEP.IsValid() || r.VTEP == c.VTEP && !r.Odd
 	})
+	if s.self[key] = rows; len(rows) == 0 {
+		delete(s.self, key)
+	}
 	return nil
 }
 
-// AddFDB puts a row of any form there, as learning or somebody else would.
+// AddFDB puts rows of any form there, as learning or somebody else would.
 func (k *Kernel) AddFDB(namespace string, rows ...nl.FDBEntry) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	s := k.named(namespace)
-	s.fdb = append(s.fdb, rows...)
+	for _, r := range rows {
+		if key := (selfKey{r.Link, r.MAC}); r.Self {
+			s.self[key] = append(s.self[key], r)
+		} else {
+			s.bridged[bridgedKey{r.MAC, r.VLAN}] = r
+		}
+	}
 }
 
-// AddNeigh puts a neighbour of any state there.
+// AddNeigh puts neighbours of any state there.
 func (k *Kernel) AddNeigh(namespace string, rows ...nl.Neighbour) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	s := k.named(namespace)
-	s.neigh = append(s.neigh, rows...)
+	for _, n := range rows {
+		k.named(namespace).neigh[neighKey{n.Link, n.Addr}] = n
+	}
 }

@@ -1,0 +1,125 @@
+package fdb
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+
+	"github.com/carrick-net/carrick/plan"
+)
+
+// The keys of the tables. Rows of equal key replace one another in the kernel.
+
+// orderFDB: a MAC has one VTEP, except that the zero MAC, which stands for all
+// that goes to everybody, has many: there the VTEP belongs to the key.
+func orderFDB(a, b plan.FDBRow) int {
+	if c := bytes.Compare(a.MAC[:], b.MAC[:]); c != 0 || !a.MAC.IsZero() {
+		return c
+	}
+	return a.VTEP.Compare(b.VTEP)
+}
+
+func orderBridged(a, b plan.BridgeRow) int { return bytes.Compare(a.MAC[:], b.MAC[:]) }
+
+func orderNeigh(a, b plan.NeighRow) int { return a.Addr.Compare(b.Addr) }
+
+// prepare sorts what is wanted and leaves out what there is no device for.
+func prepare(want Rows, dev Devices, res *Result) tables {
+	var t tables
+	if dev.VXLAN.Index != 0 {
+		t.fdb = canonical(want.FDB, orderFDB,
+			func(r plan.FDBRow) plan.FDBRow { r.VTEP = r.VTEP.Unmap(); return r },
+			func(a, b plan.FDBRow) {
+				res.twice("%s is behind both %s and %s; using the first", a.MAC, a.VTEP, b.VTEP)
+			})
+		t.neigh = canonical(want.Neigh, orderNeigh,
+			func(r plan.NeighRow) plan.NeighRow { r.Addr = r.Addr.Unmap(); return r },
+			func(a, b plan.NeighRow) {
+				res.twice("%s has both MACs %s and %s; using the first", a.Addr, a.MAC, b.MAC)
+			})
+	}
+	bridged := want.Bridged
+	missing := func(r plan.BridgeRow) bool { return dev.Ports[r.Port].Index == 0 }
+	if slices.ContainsFunc(bridged, missing) {
+		bridged = slices.DeleteFunc(slices.Clone(bridged), missing)
+	}
+	t.bridged = canonical(bridged, orderBridged,
+		func(r plan.BridgeRow) plan.BridgeRow { return r },
+		func(a, b plan.BridgeRow) {
+			res.twice("%s is at both ports %s and %s; using the first", a.MAC, a.Port, b.Port)
+		})
+	return t
+}
+
+func (r *Result) twice(format string, args ...any) {
+	r.Problems = append(r.Problems, fmt.Sprintf(format, args...))
+}
+
+// canonical returns rows with plain addresses, sorted, with one row per key; it
+// copies only if it must.
+func canonical[R comparable](rows []R, order func(a, b R) int, plain func(R) R, twice func(used, left R)) []R {
+	ok := true
+	for i, r := range rows {
+		if plain(r) != r || i > 0 && order(rows[i-1], r) >= 0 {
+			ok = false
+			break
+		}
+	}
+	if ok {
+		return rows
+	}
+	out := make([]R, len(rows))
+	for i, r := range rows {
+		out[i] = plain(r)
+	}
+	slices.SortStableFunc(out, order)
+	n := 0
+	for i, r := range out {
+		if i > 0 && order(out[n-1], r) == 0 {
+			if out[n-1] != r {
+				twice(out[n-1], r)
+			}
+			continue
+		}
+		out[n] = r
+		n++
+	}
+	return out[:n]
+}
+
+// merge walks two sorted tables and returns the rows to write, new ones and
+// such that have another value, and the rows to remove.
+func merge[R comparable](have, want []R, order func(a, b R) int) (set, del []R) {
+	i, j := 0, 0
+	for i < len(have) && j < len(want) {
+		if have[i] == want[j] {
+			i++
+			j++
+			continue
+		}
+		switch c := order(have[i], want[j]); {
+		case c < 0:
+			del = append(del, have[i])
+			i++
+		case c > 0:
+			set = append(set, want[j])
+			j++
+		default:
+			set = append(set, want[j])
+			i++
+			j++
+		}
+	}
+	return append(set, want[j:]...), append(del, have[i:]...)
+}
+
+// distance counts the rows in which two states differ.
+func distance(a, b tables) Counts {
+	return Counts{
+		FDB:     apart(merge(a.fdb, b.fdb, orderFDB)),
+		Bridged: apart(merge(a.bridged, b.bridged, orderBridged)),
+		Neigh:   apart(merge(a.neigh, b.neigh, orderNeigh)),
+	}
+}
+
+func apart[R any](set, del []R) int { return len(set) + len(del) }
