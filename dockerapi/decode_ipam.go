@@ -14,7 +14,7 @@ const maxPoolID = 1024
 
 func poolID(s string) (string, error) {
 	if s == "" {
-		return "", errors.New("PoolID is empty")
+		return "", errors.New("the PoolID is empty")
 	}
 	if len(s) > maxPoolID {
 		return "", fmt.Errorf("PoolID is %d bytes long, at most %d are allowed", len(s), maxPoolID)
@@ -87,7 +87,7 @@ func decodeReleaseAddress(w ipam.ReleaseAddressRequest) (releaseAddress, error) 
 		return r, err
 	}
 	if !r.Addr.IsValid() {
-		return r, errors.New("Address is empty")
+		return r, errors.New("the Address is empty")
 	}
 	return r, nil
 }

@@ -118,7 +118,8 @@ type outcome struct {
 func (h *handler) run(client context.Context, rt route, body []byte) (any, error) {
 	ctx, cancel := context.WithTimeout(h.base, h.cfg.Timeout)
 	if rt.setup {
-		defer context.AfterFunc(client, cancel)()
+		detach := context.AfterFunc(client, cancel)
+		defer detach()
 	}
 	result := make(chan outcome, 1)
 	go func() {

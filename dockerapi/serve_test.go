@@ -70,7 +70,9 @@ func serveOn(t *testing.T, cfg Config, l net.Listener, dial func(context.Context
 	t.Cleanup(func() {
 		stop()
 		e.CloseIdleConnections()
-		<-done
+		if err := <-done; err != nil {
+			t.Logf("Serve: %v", err) // for the tests that are about it to judge
+		}
 	})
 	return e, stop, done
 }

@@ -94,7 +94,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	grace, stop := context.WithTimeout(base, s.cfg.Grace)
 	defer stop()
 	err := srv.Shutdown(grace)
-	<-failed // http.ErrServerClosed
+	if served := <-failed; !errors.Is(served, http.ErrServerClosed) {
+		// The listener broke just before it was to be closed.
+		s.cfg.Log.Warn("docker plugin socket broke at the shutdown", "socket", l.Addr(), "err", served)
+	}
 	if err == nil {
 		return nil
 	}

@@ -16,14 +16,15 @@ func layers() [][]string {
 		{"cluster", "datapath", "mirror"},
 		{"ipam", "agent", "status"},
 		{"driver"},
+		{"internal/daemon"},
 		{"cmd/..."},
 	}
 }
 
-// helpers returns the packages that exist for tests. Nothing that ends up in
+// helpers returns the packages that exist for tests and for developers. Nothing that ends up in
 // the binary imports one.
 func helpers() []string {
-	return []string{"kvstore/storetest", "internal/nltest", "internal/nstest", "internal/archtest", "integration/..."}
+	return []string{"kvstore/storetest", "internal/nltest", "internal/nstest", "internal/sim", "internal/archtest", "integration/...", "hack/..."}
 }
 
 // apart are two sets of packages that never reach each other, by whatever way.

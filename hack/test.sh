@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+#
+# Runs tiers of tests and says at the end what ran, what was skipped and why.
+#
+#   hack/test.sh [TIER...]
+#
+# Tiers, in the order of a full run (make test):
+#   lint         golangci-lint, gofmt and shellcheck
+#   unit         what needs neither root nor other programs, with the race detector
+#   kernel       packages that test on the real kernel: root
+#   integration  real engines, a real Consul and simulated hosts: root
+#
+# A tier that cannot run here is skipped as a whole, with the reason; within a
+# tier that runs as root a test that needs root fails rather than skips. Every
+# tier runs even if one before it failed; the exit code says whether all passed.
+
+set -euo pipefail
+
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+
+say() { printf '\n=== %s\n' "$*"; }
+die() {
+    printf 'test: %s\n' "$*" >&2
+    exit 2
+}
+
+work=$(mktemp -d)
+trap 'rm -rf -- "$work"' EXIT
+results=$work/results
+go build -o "$work/testreport" ./hack/testreport
+
+# importing PACKAGE prints the packages whose tests import it.
+importing() {
+    # shellcheck disable=SC2016 # a Go template
+    go list -f '{{$p := .ImportPath}}{{range .TestImports}}{{$p}} {{.}}
+{{end}}{{range .XTestImports}}{{$p}} {{.}}
+{{end}}' ./... | awk -v want="$1" '$2 == want { print $1 }' | sort -u
+}
+
+module=$(go list -m)
+# The tiers are worked out, not listed: a package's tests are on the kernel if
+# they make namespaces with nstest, and need servers if they start Consul with
+# consultest or are below integration.
+kernel=$(importing "$module/internal/nstest")
+servers=$(
+    importing "$module/internal/consultest"
+    go list ./integration/...
+)
+unit=$(go list ./... | grep -vxF -e "$kernel" -e "$servers")
+
+# gotest TIER ARGUMENTS... runs go test and keeps the results.
+gotest() {
+    local tier=$1
+    shift
+    go test -json "$@" 2>&1 | "$work/testreport" run "$tier" "$results"
+}
+
+lint() {
+    local linter unformatted ok=pass
+    if ! linter=$(tools/install.sh golangci-lint); then
+        "$work/testreport" fail lint "$results"
+        return 1
+    fi
+    "$linter" run ./... || ok=fail
+    unformatted=$(git ls-files '*.go' | xargs gofmt -l)
+    if [[ -n $unformatted ]]; then
+        printf 'not formatted with gofmt:\n%s\n' "$unformatted"
+        ok=fail
+    fi
+    if command -v shellcheck >/dev/null; then
+        # shellcheck disable=SC2046 # names without spaces
+        shellcheck $(git ls-files '*.sh' .ci/run) || ok=fail
+    else
+        printf 'shellcheck is missing: make deps\n'
+        ok=fail
+    fi
+    "$work/testreport" $ok lint "$results"
+    [[ $ok == pass ]]
+}
+
+# shellcheck disable=SC2086 # lists of packages
+tier() {
+    case $1 in
+    lint) lint ;;
+    unit) gotest unit -race $unit ;;
+    kernel | integration)
+        if [[ $EUID -ne 0 ]]; then
+            echo 'skipped: it needs root'
+            "$work/testreport" skip "$1" 'it needs root' "$results"
+            return 0
+        fi
+        export CARRICK_REQUIRE_ROOT=1
+        if [[ $1 == kernel ]]; then
+            gotest kernel -race $kernel
+        else
+            # One package after another: each runs engines for several hosts.
+            gotest integration -p 1 -timeout 25m $servers
+        fi
+        ;;
+    *) die "unknown tier $1: want lint, unit, kernel or integration" ;;
+    esac
+}
+
+[[ $# -gt 0 ]] || set -- lint unit kernel integration
+failed=
+for name in "$@"; do
+    say "$name"
+    began=$SECONDS
+    tier "$name" || failed=1
+    echo "($((SECONDS - began)) s)"
+done
+"$work/testreport" summary "$results" || failed=1
+[[ -z $failed ]]
