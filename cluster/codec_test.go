@@ -1,0 +1,168 @@
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/carrick-net/carrick"
+)
+
+func endpoint(n int) carrick.Endpoint {
+	a := netip.AddrFrom4([4]byte{10, 42, byte(n >> 8), byte(n)})
+	return carrick.Endpoint{ID: carrick.EndpointID(fmt.Sprintf("%064x", n)), Addrs: []netip.Addr{a}, MAC: carrick.MACFor(7, a)}
+}
+
+// Every decoder of the store's bytes: hostile bytes are an error, never a crash,
+// and whatever is accepted is written back to the same meaning.
+func FuzzRecords(f *testing.F) {
+	const id = "0123456789abcdef"
+	host := carrick.HostID(id)
+	net := carrick.Network{ID: id, Tenant: "default", VNI: 7, Mode: carrick.ModeVXLAN, Port: 4789,
+		Pools: []carrick.Pool{{Prefix: netip.MustParsePrefix("10.42.0.0/16"), Range: netip.MustParsePrefix("10.42.1.0/24"), Gateway: netip.MustParseAddr("10.42.0.1"), Block: 26}}}
+	for _, r := range []versioned{
+		&hostRecord{envelope{1}, carrick.Host{ID: host, Name: "h", VTEP: netip.MustParseAddr("192.0.2.1")}, "m"},
+		&holderRecord{envelope{1}, host}, &nodeRecord{envelope{1}, host, "m", netip.MustParseAddr("192.0.2.1"), "b"},
+		&incarnationRecord{envelope{1}, id}, &tenantRecord{envelope{1}, []tenantPrefix{{netip.MustParsePrefix("10.0.0.0/8"), id}}},
+		&vniRecord{envelope{1}, id}, &confRecord{envelope{1}, net}, &membersRecord{envelope{1}, 3},
+		&aliasRecord{envelope{1}, host, []dockerAlias{{carrick.DockerNetworkID(strings.Repeat("d", 64)), "app"}}},
+		&endpointsRecord{envelope{1}, []carrick.Endpoint{endpoint(1)}},
+		&headRecord{envelope{1}, 2, []change{{Seq: 1, Host: host, Put: []carrick.Endpoint{endpoint(1)}}, {Seq: 2, Host: host, Reread: true}}},
+	} {
+		raw, err := encode(r)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
+	for _, s := range []string{"", "null", "{}", `{"v":1}`, `{"v":2}`, `{"v":-1}`, "[1]", `{"v":1,"ring":[{"s":1,"h":"x"}]}`, `{"v":1,"pools":[{"block":999}]}`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		roundTrip[hostRecord](t, raw)
+		roundTrip[holderRecord](t, raw)
+		roundTrip[nodeRecord](t, raw)
+		roundTrip[incarnationRecord](t, raw)
+		roundTrip[tenantRecord](t, raw)
+		roundTrip[vniRecord](t, raw)
+		roundTrip[confRecord](t, raw)
+		roundTrip[membersRecord](t, raw)
+		roundTrip[aliasRecord](t, raw)
+		roundTrip[endpointsRecord](t, raw)
+		roundTrip[headRecord](t, raw)
+	})
+}
+
+func roundTrip[T any, P interface {
+	*T
+	versioned
+	validator
+}](t *testing.T, raw []byte) {
+	r, err := decode[T, P]("key", raw)
+	if err != nil {
+		if !errors.Is(err, ErrRecord) {
+			t.Fatalf("%T: error %v is not ErrRecord", r, err)
+		}
+		return
+	}
+	again, err := encode(P(&r))
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := decode[T, P]("key", again)
+	if err != nil {
+		t.Fatalf("%s does not read back: %v", again, err)
+	}
+	third, err := encode(P(&back))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(again) != string(third) {
+		t.Fatalf("%s became %s", again, third)
+	}
+}
+
+// The ring is bounded whatever is pushed, and a watcher that is at most its
+// length behind is told everything.
+func TestRing(t *testing.T) {
+	t.Parallel()
+	var h headRecord
+	h.V = schema
+	for i := 1; i <= 200; i++ {
+		c := change{Host: "0123456789abcdef", Put: []carrick.Endpoint{endpoint(i)}}
+		if i%7 == 0 {
+			for j := range 30 {
+				c.Put = append(c.Put, endpoint(1000+j))
+			}
+		}
+		if err := h.push(c); err != nil {
+			t.Fatal(err)
+		}
+		if h.Seq != uint64(i) || len(h.Ring) == 0 || h.Ring[len(h.Ring)-1].Seq != h.Seq {
+			t.Fatalf("after push %d: seq %d ring %d", i, h.Seq, len(h.Ring))
+		}
+		if i%7 == 0 && !h.Ring[len(h.Ring)-1].Reread {
+			t.Fatal("a large change was told inline")
+		}
+		raw, err := encode(&h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(raw) > ringBytes+inlineBytes || len(h.Ring) > ringChanges {
+			t.Fatalf("head has %d bytes, %d changes", len(raw), len(h.Ring))
+		}
+		if _, err := decode[headRecord]("head", raw); err != nil {
+			t.Fatal(err)
+		}
+		for back := range len(h.Ring) + 1 {
+			got, ok := h.since(h.Seq - uint64(back))
+			if !ok || len(got) != back {
+				t.Fatalf("%d behind: %d changes, %v", back, len(got), ok)
+			}
+		}
+		if _, ok := h.since(h.Seq - uint64(len(h.Ring)) - 1); ok && h.Seq > uint64(len(h.Ring)) {
+			t.Fatal("a gap went unnoticed")
+		}
+		if _, ok := h.since(h.Seq + 1); ok {
+			t.Fatal("a head of the past went unnoticed")
+		}
+	}
+}
+
+func TestBlockKeys(t *testing.T) {
+	t.Parallel()
+	const id = carrick.NetworkID("0123456789abcdef")
+	for _, s := range []string{"10.42.0.64/26", "0.0.0.0/0", "fd00::40/122"} {
+		p := netip.MustParsePrefix(s)
+		if got, ok := blockOfKey(id, keyBlock(id, p)); !ok || got != p {
+			t.Errorf("%s reads as %s %v", keyBlock(id, p), got, ok)
+		}
+	}
+	for _, s := range []string{"", "10.0.0.0", "10.0.0.1-24", "10.0.0.0-33", "x-1", "10.0.0.0/24"} {
+		if p, ok := blockOfKey(id, prefixBlocks(id)+s); ok {
+			t.Errorf("%q reads as block %s", s, p)
+		}
+	}
+}
+
+// A record keeps its JSON form: hosts of different versions share a store.
+func TestRecordsOnTheWire(t *testing.T) {
+	t.Parallel()
+	h := headRecord{envelope{schema}, 9, []change{{Seq: 9, Host: "0123456789abcdef", Put: []carrick.Endpoint{endpoint(5)}, Del: []carrick.EndpointID{"x"}}}}
+	raw, err := encode(&h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"v":1,"seq":9,"ring":[{"s":9,"h":"0123456789abcdef","p":[{"id":"` + strings.Repeat("0", 63) + `5","addrs":["10.42.0.5"],"mac":"` + endpoint(5).MAC.String() + `"}],"d":["x"]}]}`
+	if string(raw) != want {
+		t.Errorf("head is\n%s\nwant\n%s", raw, want)
+	}
+	var back headRecord
+	if err := json.Unmarshal(raw, &back); err != nil || !reflect.DeepEqual(back, h) {
+		t.Errorf("reads back as %+v (%v)", back, err)
+	}
+}
