@@ -14,13 +14,13 @@ func TestEgressAndPublishedPorts(t *testing.T) {
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	for i, h := range s.Hosts() {
 		b := start(t, h, "app", "web"+h.Name(), "-p", "8080:80")
-		from, err := h.InContainer(t.Context(), b.name, "wget", "-T", "5", "-qO-", s.OutsideURL())
+		from, err := h.InContainer(t.Context(), b.name, "timeout", "5", "wget", "-qO-", s.OutsideURL())
 		if err != nil || from != h.Addr().String() {
 			t.Errorf("from a container of %s the outside is reached as %q (%v), want the host's address %s", h.Name(), from, err, h.Addr())
 		}
 		other := s.Hosts()[(i+1)%3]
 		lab.Eventually(t, soon, "the published port of "+h.Name(), func() error {
-			out, err := other.Exec(t.Context(), "busybox", "wget", "-T", "5", "-qO-", "http://"+h.Addr().String()+":8080/name")
+			out, err := other.Exec(t.Context(), "busybox", "timeout", "5", "busybox", "wget", "-qO-", "http://"+h.Addr().String()+":8080/name")
 			if err == nil && strings.TrimSpace(out) != b.name {
 				t.Errorf("port 8080 of %s is answered by %q", h.Name(), out)
 			}
@@ -42,7 +42,7 @@ func TestInternalNetwork(t *testing.T) {
 	a.reaches(t, b)
 	b.reaches(t, a)
 	for _, x := range []box{a, b} {
-		if out, err := x.host.InContainer(t.Context(), x.name, "probe", "get", "-wait", "2s", s.OutsideURL()); err == nil {
+		if out, err := x.host.InContainer(t.Context(), x.name, "probe", "get", "-wait", "1s", s.OutsideURL()); err == nil {
 			t.Errorf("%s on %s gets out and is seen as %s", x.name, x.host.Name(), out)
 		}
 		if routes := x.host.MustInContainer(t, x.name, "ip", "route"); strings.Contains(routes, "default") {

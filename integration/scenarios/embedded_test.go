@@ -17,9 +17,9 @@ func TestEmbeddedStore(t *testing.T) {
 			h := l.Host(1)
 			ctx := t.Context()
 
-			create(t, l.Hosts(), "warmup", "10.254.0.0/16")
-			h.MustDocker(t, "run", "--rm", "--network", "warmup", "-p", "18080:80", lab.Image, "true")
-			h.MustDocker(t, "network", "rm", "warmup")
+			if err := warmUp(ctx, l); err != nil {
+				t.Fatal(err)
+			}
 			before := l.MustInventory(t)
 
 			create(t, l.Hosts(), "app", "10.42.0.0/16")
@@ -28,7 +28,7 @@ func TestEmbeddedStore(t *testing.T) {
 			client.reaches(t, web)
 			web.reaches(t, client)
 			for _, name := range []string{"web", "client"} {
-				if from, err := h.InContainer(ctx, name, "wget", "-T", "5", "-qO-", l.OutsideURL()); err != nil || from != h.Addr().String() {
+				if from, err := h.InContainer(ctx, name, "timeout", "5", "wget", "-qO-", l.OutsideURL()); err != nil || from != h.Addr().String() {
 					t.Errorf("outside saw %s as %q (%v)", name, from, err)
 				}
 			}

@@ -105,7 +105,7 @@ func TestParallelRuns(t *testing.T) {
 	}
 	var all strings.Builder
 	for ip, name := range holder {
-		fmt.Fprintf(&all, "[ \"$(wget -T 5 -qO- http://%s/name)\" = %s ] || echo %s at %s;", ip, name, name, ip)
+		fmt.Fprintf(&all, "[ \"$(timeout 5 wget -qO- http://%s/name)\" = %s ] || echo %s at %s;", ip, name, name, ip)
 	}
 	if err := onEach(s.Hosts(), func(h *lab.Host) error {
 		missed, err := h.InContainer(t.Context(), names[h][0], "sh", "-c", all.String())

@@ -61,8 +61,10 @@ func begin(t *testing.T) scenario {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if err := warmUp(t.Context(), l); err != nil {
+			t.Fatal(errors.Join(fmt.Errorf("warm up the lab: %w", err), l.Close()))
+		}
 		shared.lab = l
-		warmUp(t, l)
 	}
 	l := shared.lab
 	before := l.MustInventory(t)
@@ -73,15 +75,19 @@ func begin(t *testing.T) scenario {
 
 // warmUp lets everything that stays for good come into being: Docker makes
 // docker_gwbridge with the first container that needs a way out.
-func warmUp(t *testing.T, l *lab.Lab) {
-	t.Helper()
-	create(t, l.Hosts(), "warmup", "10.254.0.0/16")
-	for _, h := range l.Hosts() {
-		h.MustDocker(t, "run", "--rm", "--network", "warmup", "-p", "18080:80", lab.Image, "true")
+func warmUp(ctx context.Context, l *lab.Lab) error {
+	for _, args := range [][]string{
+		createArgs("warmup", "10.254.0.0/16"),
+		{"run", "--rm", "--network", "warmup", "-p", "18080:80", lab.Image, "true"},
+		{"network", "rm", "warmup"},
+	} {
+		for _, h := range l.Hosts() {
+			if _, err := h.Docker(ctx, args...); err != nil {
+				return err
+			}
+		}
 	}
-	for _, h := range l.Hosts() {
-		h.MustDocker(t, "network", "rm", "warmup")
-	}
+	return nil
 }
 
 // finish cleans up and compares. A lab that cannot be cleaned up is thrown away,

@@ -19,7 +19,7 @@ func TestFrontPage(t *testing.T) {
 
 	// h3 has never seen a container of this network, nor h1 a packet from it.
 	for _, h := range []*lab.Host{s.h3, s.h2} {
-		out := h.MustDocker(t, "run", "--rm", "--network", "app", lab.Image, "wget", "-T", "5", "-qO-", "http://"+web.ip+"/name")
+		out := h.MustDocker(t, "run", "--rm", "--network", "app", lab.Image, "timeout", "5", "wget", "-qO-", "http://"+web.ip+"/name")
 		if out != "web" {
 			t.Errorf("%s: the page of web is %q", h.Name(), out)
 		}
@@ -98,7 +98,7 @@ func TestAllPairs(t *testing.T) {
 	}
 	var asked strings.Builder
 	for _, b := range boxes {
-		fmt.Fprintf(&asked, "[ \"$(wget -T 5 -qO- http://%s/name)\" = %s ] || echo %s at %s;", b.ip, b.name, b.name, b.ip)
+		fmt.Fprintf(&asked, "[ \"$(timeout 5 wget -qO- http://%s/name)\" = %s ] || echo %s at %s;", b.ip, b.name, b.name, b.ip)
 	}
 	for _, b := range boxes {
 		if missed := b.host.MustInContainer(t, b.name, "sh", "-c", asked.String()); missed != "" {

@@ -67,7 +67,7 @@ func (b box) reaches(t testing.TB, other box) {
 // misses fails the test if anybody answers at the other's address.
 func (b box) misses(t testing.TB, other box) {
 	t.Helper()
-	out, err := b.host.InContainer(t.Context(), b.name, "probe", "get", "-wait", "2s", "http://"+other.ip+"/name")
+	out, err := b.host.InContainer(t.Context(), b.name, "probe", "get", "-wait", "1s", "http://"+other.ip+"/name")
 	if err == nil {
 		t.Errorf("%s of %s on %s reaches %s of %s on %s, answered by %q",
 			b.name, b.network, b.host.Name(), other.name, other.network, other.host.Name(), strings.TrimSpace(out))
