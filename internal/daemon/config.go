@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -84,11 +83,8 @@ func openStore(c Config, log *slog.Logger) (kvstore.Store, error) {
 	if raw == "" {
 		return bolt.Open(filepath.Join(c.StateDir, "store.db"))
 	}
-	u, err := url.Parse(raw)
-	if err != nil {
-		return nil, fmt.Errorf("--store: %w: %w", ErrStoreURL, scrub(err))
-	}
-	switch u.Scheme {
+	scheme, _, _ := strings.Cut(raw, "://")
+	switch scheme {
 	case "bolt":
 		path, err := bolt.ParseURL(raw)
 		if err != nil {
@@ -100,23 +96,16 @@ func openStore(c Config, log *slog.Logger) (kvstore.Store, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--store: %w", err)
 		}
-		cfg.TokenFile = c.TokenFile
-		cfg.Log = log
+		if c.TokenFile != "" {
+			cfg.TokenFile = c.TokenFile
+		}
+		cfg.Logger = log
 		return consul.Open(cfg)
 	case "etcd", "zk":
-		return nil, fmt.Errorf("--store: %s is not supported by this version of carrick: %w", u.Scheme, ErrStoreURL)
+		return nil, fmt.Errorf("--store: %s is not supported by this version of carrick: %w", scheme, ErrStoreURL)
 	}
-	return nil, fmt.Errorf("--store: unknown kind %q: %w", u.Scheme, ErrStoreURL)
-}
-
-// scrub removes the URL from a parse error: somebody may have put a password
-// into it.
-func scrub(err error) error {
-	var u *url.Error
-	if errors.As(err, &u) {
-		return u.Err
-	}
-	return err
+	// What was given is not repeated: it may hold a password.
+	return nil, fmt.Errorf("--store: unknown kind of store: %w", ErrStoreURL)
 }
 
 // readID reads one line of a file of the system; "" if it is not there, as in a

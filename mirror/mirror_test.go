@@ -1,0 +1,242 @@
+package mirror_test
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster/journal"
+	"github.com/carrick-net/carrick/mirror"
+)
+
+// engine is the little of a Docker engine that the mirror asks.
+type engine struct {
+	mu       sync.Mutex
+	networks map[string]string // id -> name; guarded by mu
+	events   chan string
+}
+
+func (e *engine) set(id, name string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if name == "" {
+		delete(e.networks, id)
+	} else {
+		e.networks[id] = name
+	}
+}
+
+func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path := r.URL.Path
+	w.Header().Set("API-Version", "1.41")
+	w.Header().Set("Content-Type", "application/json")
+	switch {
+	case strings.HasSuffix(path, "/_ping"):
+		_, _ = io.WriteString(w, "OK")
+	case strings.HasSuffix(path, "/networks"):
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		list := []map[string]any{}
+		for id, name := range e.networks {
+			list = append(list, map[string]any{"Id": id, "Name": name, "Driver": "carrick"})
+		}
+		_ = json.NewEncoder(w).Encode(list)
+	case strings.HasSuffix(path, "/events"):
+		w.WriteHeader(http.StatusOK)
+		_ = http.NewResponseController(w).Flush()
+		for {
+			select {
+			case <-r.Context().Done():
+				return
+			case ev := <-e.events:
+				_, _ = io.WriteString(w, ev)
+				_ = http.NewResponseController(w).Flush()
+			}
+		}
+	case strings.Contains(path, "/networks/"):
+		_ = json.NewEncoder(w).Encode(map[string]any{
+			"Id": "x", "Name": "app",
+			"Containers": map[string]any{"c1": map[string]any{"Name": "web", "EndpointID": strings.Repeat("e", 64), "MacAddress": "", "IPv4Address": "10.42.0.2/16", "IPv6Address": ""}},
+		})
+	default:
+		http.NotFound(w, r)
+	}
+}
+
+func startEngine(t *testing.T) (*engine, *mirror.Engine) {
+	t.Helper()
+	fake := &engine{networks: map[string]string{}, events: make(chan string)}
+	path := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: fake, ReadHeaderTimeout: time.Minute}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { _ = srv.Close() })
+	e, err := mirror.Connect("unix://" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.Close() })
+	return fake, e
+}
+
+// facts is a journal with a record of what the mirror asked for.
+type facts struct {
+	jr *journal.Journal
+
+	mu      sync.Mutex
+	named   map[carrick.DockerNetworkID]string // guarded by mu
+	dropped []carrick.DockerNetworkID          // guarded by mu
+}
+
+func (f *facts) Ready() <-chan struct{} {
+	ch := make(chan struct{})
+	close(ch)
+	return ch
+}
+func (f *facts) Journal() *journal.Journal { return f.jr }
+func (f *facts) NameAlias(_ context.Context, id carrick.DockerNetworkID, name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.named[id] = name
+	return nil
+}
+
+func (f *facts) DropAlias(_ context.Context, id carrick.DockerNetworkID) error {
+	f.mu.Lock()
+	f.dropped = append(f.dropped, id)
+	f.mu.Unlock()
+	return f.jr.Update(func(tx *journal.Tx) error {
+		for _, n := range []carrick.NetworkID{net1, net2} {
+			rec, ok := tx.Network(n)
+			if ok && rec.Aliases[0].Docker == id {
+				tx.DeleteNetwork(n)
+			}
+		}
+		return nil
+	})
+}
+
+func (f *facts) name(id carrick.DockerNetworkID) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.named[id]
+}
+
+func (f *facts) drops() []carrick.DockerNetworkID {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]carrick.DockerNetworkID(nil), f.dropped...)
+}
+
+const (
+	net1 = carrick.NetworkID("0000000000000001")
+	net2 = carrick.NetworkID("0000000000000002")
+)
+
+var (
+	alias1 = carrick.DockerNetworkID(strings.Repeat("1", 64))
+	alias2 = carrick.DockerNetworkID(strings.Repeat("2", 64))
+)
+
+func start(t *testing.T) (*engine, *facts) {
+	t.Helper()
+	fake, e := startEngine(t)
+	jr, err := journal.Open(t.TempDir(), "m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = jr.Close() })
+	err = jr.Update(func(tx *journal.Tx) error {
+		tx.PutNetwork(journal.Network{Conf: carrick.Network{ID: net1}, Aliases: []journal.Alias{{Docker: alias1}}})
+		tx.PutNetwork(journal.Network{Conf: carrick.Network{ID: net2}, Aliases: []journal.Alias{{Docker: alias2}}})
+		tx.PutEndpoint(journal.Endpoint{Endpoint: carrick.Endpoint{ID: "used"}, Network: net2})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &facts{jr: jr, named: map[carrick.DockerNetworkID]string{}}
+	fake.set(string(alias1), "app")
+	m := mirror.New(mirror.Config{Engine: e, Facts: f, Log: slog.New(slog.DiscardHandler), Every: time.Hour, Patience: 50 * time.Millisecond})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = m.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return fake, f
+}
+
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(20 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-deadline.C:
+			t.Fatalf("never came true: %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+// The engine's names are learned at the start, and after each of its events.
+func TestNamesAreLearned(t *testing.T) {
+	t.Parallel()
+	fake, f := start(t)
+	eventually(t, "the name is known", func() bool { return f.name(alias1) == "app" })
+	fake.set(string(alias2), "late")
+	fake.events <- `{"Type":"network","Action":"create","Actor":{"ID":"` + string(alias2) + `"}}` + "\n"
+	eventually(t, "the late name is known", func() bool { return f.name(alias2) == "late" })
+}
+
+// An alias that the engine does not know is dropped on the second look, and only
+// if nothing uses it.
+func TestAliasesTheEngineForgot(t *testing.T) {
+	t.Parallel()
+	fake, f := start(t)
+	eventually(t, "the name is known", func() bool { return f.name(alias1) == "app" })
+	fake.set(string(alias1), "")
+	fake.events <- `{"Type":"network","Action":"destroy","Actor":{"ID":"` + string(alias1) + `"}}` + "\n"
+	eventually(t, "the alias is dropped", func() bool { return len(f.drops()) > 0 })
+	if got := f.drops(); len(got) != 1 || got[0] != alias1 {
+		t.Errorf("dropped %v, want the unused %s alone", got, alias1)
+	}
+}
+
+// Containers' names are found by endpoint.
+func TestContainers(t *testing.T) {
+	t.Parallel()
+	_, e := startEngine(t)
+	got, err := e.Containers(t.Context(), alias1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := got[carrick.EndpointID(strings.Repeat("e", 64))]; c.Name != "web" || c.ID != "c1" {
+		t.Errorf("containers %+v", got)
+	}
+}
+
+// An engine that is away is an error that names it, never a reason to drop.
+func TestEngineAway(t *testing.T) {
+	t.Parallel()
+	e, err := mirror.Connect("unix:///nowhere/docker.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Networks(t.Context()); err == nil || !strings.Contains(err.Error(), "/nowhere/docker.sock") {
+		t.Errorf("networks of no engine: %v", err)
+	}
+}
