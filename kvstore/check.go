@@ -10,10 +10,11 @@ import (
 // CheckKey says whether key has the form that every backend can store, with
 // [ErrInvalid] or, above [MaxKey], [ErrTooLarge].
 //
-// A key is one or more segments separated by single slashes. A segment is
-// printable UTF-8 and neither empty, "." nor "..": Consul's HTTP server answers
-// a path with such a segment by redirecting to another one, and refuses
-// unprintable characters; ZooKeeper refuses both.
+// A key is one or more segments separated by single slashes, without a space at
+// its ends. A segment is printable UTF-8 without percent signs and neither
+// empty, "." nor "..". Consul 1.22 cleans or refuses paths with such segments and
+// ends, unescapes percent signs before it does so, and refuses unprintable
+// characters; ZooKeeper refuses most of that as well.
 func CheckKey(key string) error {
 	if key == "" {
 		return fmt.Errorf("empty key: %w", ErrInvalid)
@@ -26,7 +27,7 @@ func CheckKey(key string) error {
 
 // CheckPrefix is [CheckKey] for a prefix: what some valid key begins with,
 // including "" and a trailing slash. A prefix that ends in a segment "." or
-// ".." is refused.
+// "..", or in a space, is refused.
 func CheckPrefix(prefix string) error {
 	if prefix == "" {
 		return nil
@@ -41,8 +42,11 @@ func checkPath(what, s string) error {
 	if !utf8.ValidString(s) {
 		return fmt.Errorf("%s %q is not UTF-8: %w", what, s, ErrInvalid)
 	}
-	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) >= 0 {
-		return fmt.Errorf("%s %q has an unprintable character: %w", what, s, ErrInvalid)
+	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == '%' }) >= 0 {
+		return fmt.Errorf("%s %q has a percent sign or an unprintable character: %w", what, s, ErrInvalid)
+	}
+	if strings.HasPrefix(s, " ") || strings.HasSuffix(s, " ") {
+		return fmt.Errorf("%s %q begins or ends with a space: %w", what, s, ErrInvalid)
 	}
 	for seg := range strings.SplitSeq(s, "/") {
 		if seg == "" || seg == "." || seg == ".." {

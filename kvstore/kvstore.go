@@ -265,7 +265,8 @@ type Lease interface {
 	// condition ([Txn.Held]).
 	Lost() <-chan struct{}
 	// Close revokes the lease: its keys vanish at once. Lost is closed even if
-	// the store could not be told ([ErrUnavailable]: the keys then vanish when
-	// the lease runs out). Closing twice is not an error.
+	// the store could not be told ([ErrUnavailable]; [ErrClosed] after the
+	// store's Close): the keys then vanish when the lease runs out. Closing twice
+	// is not an error.
 	Close(ctx context.Context) error
 }

@@ -351,6 +351,8 @@ type lease struct {
 	store *Store
 	id    kvstore.LeaseID
 	lost  chan struct{}
+
+	revoked bool // guarded by store.mu
 }
 
 // Lease starts a lease. The ttl plays no part.
@@ -389,7 +391,12 @@ func (l *lease) Close(context.Context) error {
 		delete(s.leases, l.id)
 		close(l.lost)
 	}
+	done := s.isDone && !l.revoked
+	l.revoked = l.revoked || held
 	s.mu.Unlock()
+	if done {
+		return fmt.Errorf("revoke lease %s: %w", l.id, kvstore.ErrClosed)
+	}
 	if !held {
 		return nil
 	}

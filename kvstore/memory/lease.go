@@ -20,6 +20,7 @@ type lease struct {
 	renewed time.Time // when the server last saw a renewal
 	over    bool      // for the holder: lost is closed, nobody renews
 	ticking bool      // a tick is due
+	closed  bool      // the server was told of its end
 }
 
 // newLease makes one. The caller holds Server.mu.
@@ -120,13 +121,14 @@ func (l *lease) Close(ctx context.Context) error {
 	s := l.c.srv
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l.over {
+	if l.closed {
 		return nil
 	}
 	l.finish()
 	if err := l.c.enter(ctx, Revoke); err != nil {
 		return fmt.Errorf("revoke lease %s: %w", l.id, err)
 	}
+	l.closed = true
 	l.expire()
 	return nil
 }

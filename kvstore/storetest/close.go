@@ -84,6 +84,9 @@ var closeStories = []storyOf{
 			s.Fatal(err)
 		}
 		s.lost(l)
+		if err := l.Close(s.ctx); !errors.Is(err, kvstore.ErrClosed) {
+			s.Errorf("closing a lease of a closed store: %v", err)
+		}
 		if s.cluster.Single {
 			return // nobody is left to look; the backend's tests say what its next start finds
 		}
