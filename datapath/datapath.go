@@ -7,125 +7,99 @@
 // time, after any error, when a link changed behind its back, and when told to.
 // It knows the kernel and plans. It does not know facts, stores, Docker or why
 // a plan says what it says.
+//
+// Every object is known as ours after a restart: namespaces by their name,
+// ports by their name and alias, and everything else by being in such a
+// namespace.
 package datapath
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
-	"net/netip"
+	"sync"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/netns"
-	"github.com/carrick-net/carrick/plan"
 )
 
 // Config is what an [Overlay] works with.
 type Config struct {
 	Kernel     nl.Kernel   // nl.Linux{} outside tests
-	Namespaces netns.Store // netns.NewDir outside tests
-	Log        *slog.Logger
+	Namespaces netns.Store // a *netns.Dir outside tests
+	// Elsewhere is where else to look for whoever has a VNI that is taken, such
+	// as Docker's own namespaces in /var/run/docker/netns. Only read.
+	Elsewhere []netns.Store
+	Log       *slog.Logger // nil: no log
 }
 
 // Overlay is a host's vxlan networks. Safe for concurrent use.
-type Overlay struct{}
+type Overlay struct {
+	cfg   Config
+	host  netns.Namespace
+	hostH nl.Handle
+
+	// ctx ends with Close; watchers counts the goroutines it ends.
+	ctx      context.Context
+	cancel   context.CancelFunc
+	watchers sync.WaitGroup
+
+	mu       sync.Mutex // guards networks; above every Applier's mu
+	networks map[carrick.NetworkID]*Applier
+}
 
 // Open prepares the host: it opens the host's namespace and changes nothing.
-func Open(ctx context.Context, cfg Config) (*Overlay, error) { panic("todo") }
+func Open(ctx context.Context, cfg Config) (*Overlay, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	host, err := cfg.Namespaces.Host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	h, err := cfg.Kernel.Open(ctx, host)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("the host's namespace: %w", err), host.Close())
+	}
+	o := &Overlay{cfg: cfg, host: host, hostH: h, networks: map[carrick.NetworkID]*Applier{}}
+	o.ctx, o.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return o, nil
+}
 
 // Network returns the applier of one network, always the same one for the same
 // id. Nothing is read or changed before its first Apply.
-func (o *Overlay) Network(id carrick.NetworkID) *Applier { panic("todo") }
-
-// List returns the networks that have a namespace on this host, sorted by id,
-// whoever made them.
-func (o *Overlay) List(ctx context.Context) ([]Existing, error) { panic("todo") }
-
-// Sweep deletes the namespaces of all networks that are not in keep, and
-// returns which. Only call it with a snapshot known to be complete: a container
-// whose network is swept loses it.
-func (o *Overlay) Sweep(ctx context.Context, keep map[carrick.NetworkID]bool) ([]carrick.NetworkID, error) {
-	panic("todo")
+func (o *Overlay) Network(id carrick.NetworkID) *Applier {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	a := o.networks[id]
+	if a == nil {
+		a = newApplier(o, id)
+		o.networks[id] = a
+	}
+	return a
 }
 
-// Underlay finds the VTEP: advertise is an address of this host, the name of an
-// interface, or "" for the source address of the default route.
-func (o *Overlay) Underlay(ctx context.Context, advertise string) (Underlay, error) { panic("todo") }
-
-// HostPrefixes lists the prefixes that this host reaches or holds, default
-// routes and link-local ones left out: pools must not overlap them.
-func (o *Overlay) HostPrefixes(ctx context.Context) ([]netip.Prefix, error) { panic("todo") }
+// known says whether somebody asked for the network's applier before.
+func (o *Overlay) known(id carrick.NetworkID) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.networks[id] != nil
+}
 
 // Close ends all appliers. The kernel keeps what it holds: traffic goes on.
-func (o *Overlay) Close() error { panic("todo") }
-
-// Underlay is where a host's VTEP is.
-type Underlay struct {
-	Addr      netip.Addr
-	Interface string
-	MTU       int // bytes, of the interface
+// Nothing may be called after it.
+func (o *Overlay) Close() error {
+	o.cancel()
+	o.mu.Lock()
+	var errs []error
+	for _, a := range o.networks {
+		a.mu.Lock()
+		errs = append(errs, a.close())
+		a.mu.Unlock()
+	}
+	o.mu.Unlock()
+	o.watchers.Wait()
+	return errors.Join(append(errs, o.hostH.Close(), o.host.Close())...)
 }
-
-// Existing is a network found in the kernel.
-type Existing struct {
-	ID        carrick.NetworkID
-	Namespace string
-	VNI       carrick.VNI // 0 if it has no vxlan device
-	Ports     []string    // names of ports, sorted
-}
-
-// Applier converges one network. Safe for concurrent use; calls of Apply and
-// Audit go one after another.
-type Applier struct{}
-
-// Apply makes the kernel hold want and nothing else of this network. It is
-// idempotent: with an equal plan, and no resync queued, it sends nothing. It
-// keeps want's slices, which must not be modified afterwards.
-//
-// The report is valid even with an error. The error is about the network as a
-// whole: whenever the kernel does not hold what want says outside of single
-// ports. A port that fails is in the report under its endpoint and does not
-// make Apply fail. After either, the next Apply reads the kernel back: call it
-// again after a while.
-func (a *Applier) Apply(ctx context.Context, want plan.Network) (Report, error) { panic("todo") }
-
-// Audit reads the kernel back in full and repairs it to the last plan applied;
-// without one it does nothing.
-func (a *Applier) Audit(ctx context.Context) (Report, error) { panic("todo") }
-
-// QueueResync makes the next Apply read the kernel back in full.
-func (a *Applier) QueueResync(reason string) { panic("todo") }
-
-// Changed receives when a link of the network was changed by somebody else, or
-// when events were lost: a resync is queued, and Apply or Audit should be
-// called. One value stands for any number of changes.
-func (a *Applier) Changed() <-chan struct{} { panic("todo") }
-
-// Report is what one Apply did.
-type Report struct {
-	Network carrick.NetworkID
-	// Endpoints has the verdict of every port of the plan: nil is realised.
-	Endpoints map[carrick.EndpointID]error
-	// Changes is what was made, altered or removed; Drift is the part of it that
-	// repaired what somebody else had done since the last Apply: the plan had
-	// said the same before.
-	Changes Counts
-	Drift   Counts
-	// Resync is why the kernel was read back in full, "" if it was not.
-	Resync string
-	// Problems are for people: what is wrong that no Apply repairs, with the
-	// remedy.
-	Problems []string
-}
-
-// Counts counts objects by kind.
-type Counts struct {
-	Namespaces int
-	Links      int // made, removed or altered
-	FDB        int // rows of the vxlan device
-	Bridged    int // rows of the bridge
-	Neigh      int // neighbours
-}
-
-// Total is the sum of all kinds.
-func (c Counts) Total() int { return c.Namespaces + c.Links + c.FDB + c.Bridged + c.Neigh }

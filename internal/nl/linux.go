@@ -62,14 +62,30 @@ func (h *handle) Links(ctx context.Context) ([]Link, error) {
 	return links, nil
 }
 
-func (h *handle) LinkByName(ctx context.Context, name string) (l Link, err error) {
-	err = h.sock.dump(ctx, tool("ip", h.ns.Name())+" link show "+name,
+func (h *handle) Link(ctx context.Context, ref Ref) (Link, error) {
+	return h.link(ctx, tool("ip", h.ns.Name())+" link show "+ref.Name, ref, NoNSID)
+}
+
+func (h *handle) Peer(ctx context.Context, veth Link) (Link, error) {
+	op := tool("ip", h.ns.Name()) + " link show the peer of " + veth.Name
+	return h.link(ctx, op, Ref{Index: veth.Peer}, veth.PeerNS)
+}
+
+// link reads one link of this namespace or, by IFLA_TARGET_NETNSID (4.20), of
+// another that this one has a number for.
+func (h *handle) link(ctx context.Context, op string, ref Ref, in NSID) (l Link, err error) {
+	err = h.sock.dump(ctx, op,
 		func() {},
 		func(e *encoder, seq uint32) {
 			e.begin(unix.RTM_GETLINK, 0, seq)
-			e.ifinfo(unix.AF_UNSPEC, 0, 0, 0)
+			e.ifinfo(unix.AF_UNSPEC, ref.Index, 0, 0)
 			e.attrU32(unix.IFLA_EXT_MASK, rtextFilterSkipStats)
-			e.attrString(unix.IFLA_IFNAME, name)
+			if in != NoNSID {
+				e.attrU32(unix.IFLA_TARGET_NETNSID, uint32(in))
+			}
+			if ref.Index == 0 {
+				e.attrString(unix.IFLA_IFNAME, ref.Name)
+			}
 		},
 		func(body []byte) (err error) {
 			l, _, err = decodeLink(body)

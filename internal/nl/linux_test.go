@@ -63,9 +63,11 @@ func link(t *testing.T, h nl.Handle, name string) nl.Link {
 	}
 	for _, l := range links {
 		if l.Name == name {
-			one, err := h.LinkByName(t.Context(), name)
-			if err != nil || one.Ref != l.Ref || one.Kind != l.Kind {
-				t.Errorf("LinkByName(%s) = %+v, %v; listed %+v", name, one, err, l)
+			for _, ref := range []nl.Ref{{Name: name}, {Index: l.Index}} {
+				one, err := h.Link(t.Context(), ref)
+				if err != nil || one.Ref != l.Ref || one.Kind != l.Kind {
+					t.Errorf("Link(%+v) = %+v, %v; listed %+v", ref, one, err, l)
+				}
 			}
 			return l
 		}
@@ -124,17 +126,46 @@ func TestAnOverlayReadsBackAsItWasMade(t *testing.T) {
 	if !port.Up || port.MTU != 1400 || port.Master != br.Index || port.Alias != "endpoint one" || port.Peer != outer.Index || *port.Port != *all {
 		t.Errorf("p1 = %+v", port)
 	}
+	if far, err := p.net.Peer(t.Context(), port); err != nil || far.Ref != outer.Ref || far.MAC != mac1 || far.MTU != 1400 {
+		t.Errorf("p1's peer = %+v, %v; want %+v", far, err, outer)
+	}
 	// Both point at the host: the one with its socket, the other with its peer.
 	id, err := p.net.NSID(t.Context(), p.hostNS)
 	if err != nil || id == nl.NoNSID || vx.PeerNS != id || port.PeerNS != id {
 		t.Errorf("the host is %d (%v), vxlan0 says %d, p1 says %d", id, err, vx.PeerNS, port.PeerNS)
 	}
-	if id, err := p.net.NSID(t.Context(), p.netNS); err != nil || id != nl.NoNSID {
-		t.Errorf("a namespace knows itself as %d, %v", id, err)
+	stranger, err := netns.NewDir(netns.Config{Dir: nstest.Dir(t)}).Create(t.Context(), "stranger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
+	if id, err := p.net.NSID(t.Context(), stranger); err != nil || id != nl.NoNSID {
+		t.Errorf("a namespace never met has the number %d, %v", id, err)
 	}
 	// No address was made on the way, not even a link-local one.
 	if a, err := p.net.Addresses(t.Context()); err != nil || len(a) != 0 {
 		t.Errorf("addresses in the network's namespace: %v, %v", a, err)
+	}
+}
+
+func TestAPeerIsFoundWhereverDockerMovedIt(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	overlay(t, p)
+	dir := nstest.Dir(t)
+	c, err := netns.NewDir(netns.Config{Dir: dir}).Create(t.Context(), "container")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	nstest.Run(t, p.hostNS, "ip link set ck1 netns "+dir+"/container name eth0 mtu 1300 up")
+	port := link(t, p.net, "p1")
+	far, err := p.net.Peer(t.Context(), port)
+	if err != nil || far.Name != "eth0" || far.MAC != mac1 || far.MTU != 1300 {
+		t.Errorf("the peer of %+v = %+v, %v", port, far, err)
+	}
+	if id, err := p.net.NSID(t.Context(), p.hostNS); err != nil || id == port.PeerNS {
+		t.Errorf("the peer is said to be in the host still: %d, %v", id, err)
 	}
 }
 
@@ -289,8 +320,10 @@ func TestErrorsSayWhatFailedAndWhy(t *testing.T) {
 	if err == nil || err.Error() != want {
 		t.Errorf("error text\n got %v\nwant %v", err, want)
 	}
-	if _, err := p.net.LinkByName(t.Context(), "none"); !errors.Is(err, nl.ErrNotFound) {
-		t.Errorf("LinkByName(none): %v, want ErrNotFound", err)
+	for _, ref := range []nl.Ref{{Name: "none"}, {Index: 4711}} {
+		if _, err := p.net.Link(t.Context(), ref); !errors.Is(err, nl.ErrNotFound) {
+			t.Errorf("Link(%+v): %v, want ErrNotFound", ref, err)
+		}
 	}
 	if err := p.net.Close(); err != nil {
 		t.Fatal(err)

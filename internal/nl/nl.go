@@ -30,8 +30,13 @@ type Kernel interface {
 type Handle interface {
 	// Links lists all links of the namespace by index.
 	Links(ctx context.Context) ([]Link, error)
-	// LinkByName returns one link; ErrNotFound if there is none.
-	LinkByName(ctx context.Context, name string) (Link, error)
+	// Link returns one link, by index, or by name if the index is 0; ErrNotFound
+	// if there is none.
+	Link(ctx context.Context, ref Ref) (Link, error)
+	// Peer returns the other end of a veth of this namespace, wherever it is:
+	// its name, MTU, MAC and whether it is up. Reading needs no access to that
+	// other namespace but CAP_NET_ADMIN over it.
+	Peer(ctx context.Context, veth Link) (Link, error)
 	// FDB lists the rows of every bridge and vxlan device, in the kernel's order.
 	FDB(ctx context.Context) ([]FDBEntry, error)
 	// Neighbours lists the IPv4 and IPv6 neighbours of one link.

@@ -71,17 +71,33 @@ func (l *link) copy() nl.Link {
 	return c
 }
 
-func (h *handle) LinkByName(ctx context.Context, name string) (nl.Link, error) {
-	unlock, err := h.begin(ctx, "LinkByName")
+func (h *handle) Link(ctx context.Context, ref nl.Ref) (nl.Link, error) {
+	unlock, err := h.begin(ctx, "Link")
 	if err != nil {
 		return nl.Link{}, err
 	}
 	defer unlock()
-	l := h.s.byName(name)
+	l := h.s.links[ref.Index]
+	if ref.Index == 0 {
+		l = h.s.byName(ref.Name)
+	}
 	if l == nil {
-		return nl.Link{}, errno("ip link show "+name, enodev, "", nil)
+		return nl.Link{}, errno("ip link show "+ref.Name, enodev, "", nil)
 	}
 	return l.copy(), nil
+}
+
+func (h *handle) Peer(ctx context.Context, veth nl.Link) (nl.Link, error) {
+	unlock, err := h.begin(ctx, "Peer")
+	if err != nil {
+		return nl.Link{}, err
+	}
+	defer unlock()
+	l := h.s.links[veth.Index]
+	if l == nil || l.peer == nil {
+		return nl.Link{}, errno("ip link show the peer of "+veth.Name, enodev, "", nil)
+	}
+	return l.peer.copy(), nil
 }
 
 func (h *handle) FDB(ctx context.Context) ([]nl.FDBEntry, error) {

@@ -1,0 +1,194 @@
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/datapath/fdb"
+	"github.com/carrick-net/carrick/internal/nl"
+	"github.com/carrick-net/carrick/netns"
+	"github.com/carrick-net/carrick/plan"
+)
+
+// Applier converges one network. Safe for concurrent use; calls of Apply and
+// Audit go one after another.
+type Applier struct {
+	o       *Overlay
+	id      carrick.NetworkID
+	log     *slog.Logger
+	changed chan struct{} // holds one value when somebody should call Apply
+
+	// queue is below mu in the lock order: it may be taken while holding mu,
+	// never the other way round.
+	queue struct {
+		sync.Mutex
+		reason string // of a resync; "" is none
+	}
+
+	mu     sync.Mutex    // held during Apply; guards the rest
+	last   *plan.Network // as last handed in
+	absent bool          // the namespace is known not to be there
+
+	ns      netns.Namespace // nil: not open
+	h       nl.Handle
+	events  nl.Events
+	hostID  nl.NSID // how the namespace knows the host's
+	links   *links
+	rows    *fdb.Tables
+	touched map[int]bool // links changed by us since events were last looked at
+	found   []string     // problems that the last reading showed
+	applied *applied     // what the last run left in the kernel; nil: not known
+}
+
+// applied is what of a plan was realised. A difference from it that is found by
+// reading is drift.
+type applied struct {
+	bridge plan.Bridge
+	vxlan  plan.VXLAN
+	ports  map[string]plan.Port // only those without an error
+}
+
+func newApplier(o *Overlay, id carrick.NetworkID) *Applier {
+	a := &Applier{o: o, id: id, log: o.cfg.Log.With("network", string(id)), changed: make(chan struct{}, 1)}
+	a.queue.reason = "first look"
+	return a
+}
+
+// Apply makes the kernel hold want and nothing else of this network. It is
+// idempotent: with an equal plan, and no resync queued, it sends nothing. It
+// keeps want's slices, which must not be modified afterwards.
+//
+// The report is valid even with an error. The error is about the network as a
+// whole: whenever the kernel does not hold what want says outside of single
+// ports. A port that fails is in the report under its endpoint and does not
+// make Apply fail. After either, the next Apply reads the kernel back: call it
+// again after a while.
+func (a *Applier) Apply(ctx context.Context, want plan.Network) (Report, error) {
+	if want.ID != a.id || want.Namespace != plan.NamespacePrefix+string(a.id) || !carrick.ValidID(string(a.id)) {
+		return Report{Network: a.id}, fmt.Errorf("apply to network %q: the plan is for network %q in namespace %q", a.id, want.ID, want.Namespace)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.last = &want
+	return a.apply(ctx, want)
+}
+
+// Audit reads the kernel back in full and repairs it to the last plan applied;
+// without one it does nothing.
+func (a *Applier) Audit(ctx context.Context) (Report, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.last == nil {
+		return Report{Network: a.id}, nil
+	}
+	a.QueueResync("audit")
+	return a.apply(ctx, *a.last)
+}
+
+// QueueResync makes the next Apply read the kernel back in full. It does not
+// wait for an Apply that is under way.
+func (a *Applier) QueueResync(reason string) {
+	a.queue.Lock()
+	defer a.queue.Unlock()
+	if a.queue.reason == "" {
+		a.queue.reason = reason
+	}
+}
+
+func (a *Applier) takeResync() string {
+	a.queue.Lock()
+	defer a.queue.Unlock()
+	reason := a.queue.reason
+	a.queue.reason = ""
+	return reason
+}
+
+// Changed receives when a link of the network was changed by somebody else, or
+// when events were lost: a resync is queued, and Apply or Audit should be
+// called. One value stands for any number of changes.
+func (a *Applier) Changed() <-chan struct{} { return a.changed }
+
+// apply runs once, and once more with the kernel read back if the first run
+// relied on memory and failed: then memory may have been wrong.
+func (a *Applier) apply(ctx context.Context, want plan.Network) (Report, error) {
+	reason := a.takeResync()
+	rep, err := a.run(ctx, want, reason)
+	if reason == "" && (err != nil || rep.broken()) && ctx.Err() == nil {
+		first := rep.Changes
+		rep, err = a.run(ctx, want, a.takeResync())
+		rep.Changes.add(first)
+	}
+	if n := rep.Drift.Total(); n > 0 {
+		a.log.Warn("repaired what somebody else had changed", "objects", n, "found by", rep.Resync)
+	}
+	return rep, err
+}
+
+// run is one attempt. With a reason it reads the kernel back first. If anything
+// fails, the next one will.
+func (a *Applier) run(ctx context.Context, want plan.Network, reason string) (Report, error) {
+	r := &run{a: a, ctx: ctx, want: want, rep: Report{
+		Network:   a.id,
+		Endpoints: make(map[carrick.EndpointID]error, len(want.Ports)),
+		Resync:    reason,
+	}}
+	var err error
+	if want.Present {
+		err = r.converge()
+	} else {
+		err = a.remove(ctx, &r.rep)
+	}
+	r.rep.Problems = slices.Concat(want.Problems, a.found, r.rep.Problems)
+	if err != nil {
+		a.applied = nil
+		err = fmt.Errorf("network %s: %w", a.id, err)
+	}
+	if err != nil || r.rep.broken() || r.suspicious {
+		a.QueueResync("the last run failed")
+	}
+	return r.rep, err
+}
+
+// run is one attempt to converge. It is used with the applier's mu held.
+type run struct {
+	a          *Applier
+	ctx        context.Context
+	want       plan.Network
+	rep        Report
+	suspicious bool // memory turned out wrong
+}
+
+// Close ends the applier; the kernel keeps what it holds. From then on the
+// Overlay's Network returns a new one. Nothing may be called after it.
+func (a *Applier) Close() error {
+	a.o.mu.Lock()
+	if a.o.networks[a.id] == a {
+		delete(a.o.networks, a.id)
+	}
+	a.o.mu.Unlock()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.close()
+}
+
+// close gives up the namespace without changing it.
+func (a *Applier) close() error {
+	var errs []error
+	if a.events != nil {
+		errs = append(errs, a.events.Close())
+	}
+	if a.h != nil {
+		errs = append(errs, a.h.Close())
+	}
+	if a.ns != nil {
+		errs = append(errs, a.ns.Close())
+	}
+	a.events, a.h, a.ns = nil, nil, nil
+	a.links, a.rows, a.touched, a.applied, a.found = nil, nil, nil, nil, nil
+	return errors.Join(errs...)
+}

@@ -1,0 +1,61 @@
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/carrick-net/carrick/internal/nl"
+	"github.com/carrick-net/carrick/netns"
+	"github.com/carrick-net/carrick/plan"
+)
+
+// whoHasVNI explains why a vxlan device could not be made because it exists: the
+// kernel wants each VNI once per UDP port of a host, whatever namespace its
+// device was put into. It looks where devices can be found.
+func (o *Overlay) whoHasVNI(ctx context.Context, want plan.VXLAN, own string, cause error) error {
+	say := func(format string, args ...any) error {
+		return fmt.Errorf("%w: VNI %d on UDP port %d of this host is taken by %s: %w",
+			ErrConflict, want.VNI, want.Port, fmt.Sprintf(format, args...), cause)
+	}
+	has := func(list []nl.Link) string {
+		for _, l := range list {
+			if v := l.VXLAN; v != nil && v.VNI == want.VNI && v.Port == want.Port {
+				return l.Name
+			}
+		}
+		return ""
+	}
+	if list, err := o.hostH.Links(ctx); err == nil {
+		if name := has(list); name != "" {
+			return say("link %s in the host's namespace: ip link del %s, or give this network another vni or port", name, name)
+		}
+	}
+	for _, store := range append([]netns.Store{o.cfg.Namespaces}, o.cfg.Elsewhere...) {
+		names, err := store.List(ctx, "")
+		if err != nil {
+			continue // a missing answer is no worse than none
+		}
+		for _, ns := range names {
+			list, err := o.linksOf(ctx, store, ns)
+			if err != nil {
+				continue
+			}
+			if name := has(list); name != "" && ns != own {
+				return say("link %s in network namespace %s (another overlay, such as Docker swarm's?): give this network another vni or port", name, ns)
+			}
+		}
+	}
+	return say("a link in a namespace that has no name here (lsns -t net lists them): give this network another vni or port")
+}
+
+// portInUse explains why a vxlan device cannot be raised.
+func portInUse(want plan.VXLAN, err error) error {
+	if errors.Is(err, unix.EADDRINUSE) {
+		return fmt.Errorf("%w: UDP port %d of this host is taken by another program (ss -ulnp sport = :%d) or by a vxlan device with other flags: %w",
+			ErrConflict, want.Port, want.Port, err)
+	}
+	return err
+}

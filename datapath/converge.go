@@ -1,0 +1,349 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/carrick-net/carrick/datapath/fdb"
+	"github.com/carrick-net/carrick/internal/nl"
+	"github.com/carrick-net/carrick/netns"
+	"github.com/carrick-net/carrick/plan"
+)
+
+// converge brings the network's namespace to the plan: first what others stand
+// on, additions before removals.
+func (r *run) converge() error {
+	a := r.a
+	if err := r.namespace(); err != nil {
+		return r.all(err)
+	}
+	if r.rep.Resync != "" || a.links == nil {
+		if err := r.read(); err != nil {
+			return r.all(err)
+		}
+		r.strangers()
+	}
+	br, err := r.bridge()
+	if err != nil {
+		return r.all(fmt.Errorf("bridge %s: %w", r.want.Bridge.Name, err))
+	}
+	vxerr := r.vxlan(br)
+	if vxerr != nil {
+		vxerr = fmt.Errorf("vxlan device %s: %w", r.want.VXLAN.Name, vxerr)
+	}
+	r.ports(br)
+	old := r.unwanted()
+	rowerr := r.tables()
+	delerr := r.removePorts(old)
+	if vxerr != nil {
+		_ = r.all(vxerr)
+	}
+	r.remember()
+	return errors.Join(vxerr, rowerr, delerr)
+}
+
+// all gives every endpoint that has no error of its own the network's.
+func (r *run) all(err error) error {
+	for _, p := range r.want.Ports {
+		if r.rep.Endpoints[p.Endpoint] == nil {
+			r.rep.Endpoints[p.Endpoint] = fmt.Errorf("endpoint %s: %w", p.Endpoint.Short(), err)
+		}
+	}
+	return err
+}
+
+// namespace opens or makes the namespace, and at a resync makes sure that its
+// name still leads to it.
+func (r *run) namespace() error {
+	a := r.a
+	a.absent = false
+	store, name := a.o.cfg.Namespaces, r.want.Namespace
+	switch {
+	case a.ns == nil:
+		ns, err := store.Open(r.ctx, name)
+		if errors.Is(err, netns.ErrNotFound) {
+			if ns, err = store.Create(r.ctx, name); err == nil {
+				r.rep.Changes.Namespaces++
+			}
+		}
+		if err != nil {
+			return err
+		}
+		a.ns = ns
+	case r.rep.Resync != "":
+		if err := r.named(); err != nil {
+			return err
+		}
+	}
+	if a.h != nil {
+		return nil
+	}
+	h, err := a.o.cfg.Kernel.Open(r.ctx, a.ns)
+	if err != nil {
+		return err
+	}
+	// Before links are read, so that nothing happens in between.
+	ev, err := h.Subscribe(r.ctx)
+	if err != nil {
+		return errors.Join(err, h.Close())
+	}
+	a.h, a.events, a.touched, a.rows = h, ev, map[int]bool{}, fdb.New()
+	a.o.watch(a, ev)
+	return nil
+}
+
+// named gives the namespace its name back if somebody took it: the namespace is
+// alive as long as it is open here, and containers talk through it.
+func (r *run) named() error {
+	a := r.a
+	store, name := a.o.cfg.Namespaces, r.want.Namespace
+	now, err := store.Open(r.ctx, name)
+	switch {
+	case errors.Is(err, netns.ErrNotFound):
+	case err != nil:
+		return err
+	default:
+		same := now.ID() == a.ns.ID()
+		if err := now.Close(); err != nil || same {
+			return err
+		}
+	}
+	if err := store.Pin(r.ctx, a.ns, name); err != nil {
+		return err
+	}
+	r.rep.Changes.Namespaces++
+	if a.applied != nil {
+		r.rep.Drift.Namespaces++
+	}
+	return nil
+}
+
+// read reads the links, and makes the tables read theirs when it is their turn.
+func (r *run) read() error {
+	a := r.a
+	list, err := a.h.Links(r.ctx)
+	if err != nil {
+		return err
+	}
+	if a.hostID, err = a.h.NSID(r.ctx, a.o.host); err != nil {
+		return err
+	}
+	a.links, a.found = newLinks(list), nil
+	a.rows.QueueResync()
+	return nil
+}
+
+// strangers removes links that nobody planned and that may be in the way: those
+// that are neither our devices nor veths. They can be a vxlan device that a
+// crash left before it got its name.
+func (r *run) strangers() {
+	for _, l := range r.a.links.sorted() {
+		switch {
+		case l.Name == r.want.Bridge.Name && l.Kind == nl.KindBridge:
+		case l.Name == r.want.VXLAN.Name && l.Kind == nl.KindVXLAN:
+		case l.Kind == nl.KindVeth: // see ports and unwanted
+		case l.Kind == "" && l.Master == 0 || fallback(l):
+			// The loopback device, hardware, and what the kernel puts into every
+			// namespace: none of them can be deleted.
+		default:
+			if err := r.remove(l); err != nil {
+				r.lasting("%s: link %s of kind %q does not belong here and cannot be removed: %v", r.want.Namespace, l.Name, l.Kind, err)
+				continue
+			}
+			r.rep.Changes.Links++
+			if r.a.applied != nil {
+				r.rep.Drift.Links++
+			}
+		}
+	}
+}
+
+// fallback says whether a link is one of those that tunnel modules put into
+// every new namespace (net.core.fb_tunnels_only_for_init_net) and that stay when
+// deleted.
+func fallback(l *nl.Link) bool {
+	switch l.Name {
+	case "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0":
+		return l.Master == 0
+	}
+	return false
+}
+
+// problem reports what this run saw.
+func (r *run) problem(format string, args ...any) {
+	r.rep.Problems = append(r.rep.Problems, fmt.Sprintf(format, args...))
+}
+
+// lasting reports what only reading the kernel shows, again after each run
+// until the next reading.
+func (r *run) lasting(format string, args ...any) {
+	r.a.found = append(r.a.found, fmt.Sprintf(format, args...))
+}
+
+func (r *run) bridge() (nl.Ref, error) {
+	want := r.want.Bridge
+	l := r.a.links.byName[want.Name]
+	if l != nil && l.Kind != nl.KindBridge {
+		if err := r.remove(l); err != nil {
+			return nl.Ref{}, err
+		}
+		l = nil
+	}
+	made := l == nil
+	if made {
+		err := one(r.ctx, r.a.h, nl.AddBridge{Name: want.Name})
+		if err == nil {
+			l, err = r.made(want.Name)
+		}
+		if err != nil {
+			return nl.Ref{}, err
+		}
+	}
+	changed := made
+	if l.Bridge == nil || *l.Bridge != (nl.BridgeInfo{}) {
+		if err := one(r.ctx, r.a.h, nl.SetBridge{Link: l.Ref}); err != nil {
+			return nl.Ref{}, err
+		}
+		r.a.touched[l.Index] = true
+		l.Bridge = &nl.BridgeInfo{}
+		changed = true
+	}
+	fixed, err := r.settle(l, shape{name: want.Name, mtu: want.MTU})
+	r.count(changed || fixed, r.a.applied != nil && r.a.applied.bridge == want)
+	return l.Ref, err
+}
+
+// vxlan makes the device, again if what cannot be altered is not as it should
+// be. It is made under a passing name: until Linux 6.14 the kernel looked for
+// the name in the host's namespace, where somebody may have a vxlan0.
+func (r *run) vxlan(br nl.Ref) error {
+	want := r.want.VXLAN
+	local := want.Local.Unmap()
+	l := r.a.links.byName[want.Name]
+	changed := false
+	if l != nil && !r.good(l) {
+		if err := r.remove(l); err != nil {
+			return err
+		}
+		l, changed = nil, true
+	}
+	if l == nil {
+		passing := fmt.Sprintf("ckvx%d", want.VNI)
+		err := one(r.ctx, r.a.o.hostH, nl.AddVXLAN{Name: passing, Target: r.a.ns, Master: br,
+			MTU: want.MTU, VNI: want.VNI, Port: want.Port, Local: local})
+		if errors.Is(err, nl.ErrExists) {
+			err = r.a.o.whoHasVNI(r.ctx, want, r.want.Namespace, err)
+		}
+		if err == nil {
+			l, err = r.made(passing)
+		}
+		if err == nil { // now the two namespaces know one another
+			r.a.hostID, err = r.a.h.NSID(r.ctx, r.a.o.host)
+		}
+		if err != nil {
+			return err
+		}
+		changed = true
+	}
+	fixed, err := r.settle(l, shape{name: want.Name, mtu: want.MTU, master: br})
+	r.count(changed || fixed, r.a.applied != nil && r.a.applied.vxlan == want)
+	return portInUse(want, err)
+}
+
+// good says whether the vxlan device's fixed attributes are right, the
+// namespace of its UDP socket among them.
+func (r *run) good(l *nl.Link) bool {
+	want := r.want.VXLAN
+	return l.VXLAN != nil && l.PeerNS == r.a.hostID && l.PeerNS != nl.NoNSID && *l.VXLAN == nl.VXLANInfo{
+		VNI: want.VNI, Port: want.Port, Local: want.Local.Unmap(), Proxy: true,
+	}
+}
+
+// count counts one link.
+func (r *run) count(changed, before bool) {
+	if !changed {
+		return
+	}
+	r.rep.Changes.Links++
+	if r.rep.Resync != "" && before {
+		r.rep.Drift.Links++
+	}
+}
+
+// tables brings the rows up to date. The rows of a container's own port are
+// part of its endpoint's verdict.
+func (r *run) tables() error {
+	dev := fdb.Devices{Ports: make(map[string]nl.Ref, len(r.want.Ports)+1)}
+	usable := func(name string) {
+		if l := r.a.links.byName[name]; l != nil && l.Master != 0 {
+			dev.Ports[name] = l.Ref
+		}
+	}
+	usable(r.want.VXLAN.Name)
+	dev.VXLAN = dev.Ports[r.want.VXLAN.Name]
+	byPort := make(map[string]plan.Port, len(r.want.Ports))
+	for _, p := range r.want.Ports {
+		byPort[p.Name] = p
+		usable(p.Name)
+	}
+	res, err := r.a.rows.Apply(r.ctx, r.a.h, dev, fdb.Rows{FDB: r.want.FDB, Bridged: r.want.Bridged, Neigh: r.want.Neigh})
+	r.rep.Changes.rows(res.Changes)
+	if r.a.applied != nil {
+		r.rep.Drift.rows(res.Drift)
+	}
+	r.rep.Problems = append(r.rep.Problems, res.Problems...)
+	r.suspicious = r.suspicious || res.Stale
+	for name, perr := range res.Ports {
+		if p, ok := byPort[name]; ok && r.rep.Endpoints[p.Endpoint] == nil {
+			r.rep.Endpoints[p.Endpoint] = fmt.Errorf("endpoint %s: %w", p.Endpoint.Short(), perr)
+		}
+	}
+	return err
+}
+
+// unwanted lists the veths that are no endpoint's. The tables forget their rows:
+// the kernel drops them with the port.
+func (r *run) unwanted() []*nl.Link {
+	planned := make(map[string]bool, len(r.want.Ports))
+	for _, p := range r.want.Ports {
+		planned[p.Name] = true
+	}
+	var out []*nl.Link
+	for _, l := range r.a.links.sorted() {
+		if l.Kind == nl.KindVeth && !planned[l.Name] {
+			out = append(out, l)
+			r.a.rows.Gone(l.Name, false)
+		}
+	}
+	return out
+}
+
+func (r *run) removePorts(old []*nl.Link) error {
+	var errs []error
+	for _, l := range old {
+		if err := r.remove(l); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		r.rep.Changes.Links++
+		// What the last plan asked for went with the plan.
+		if a := r.a.applied; r.rep.Resync != "" && a != nil {
+			if _, was := a.ports[l.Name]; !was {
+				r.rep.Drift.Links++
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// remember notes what the kernel now holds of the plan.
+func (r *run) remember() {
+	done := &applied{bridge: r.want.Bridge, vxlan: r.want.VXLAN, ports: make(map[string]plan.Port, len(r.want.Ports))}
+	for _, p := range r.want.Ports {
+		if r.rep.Endpoints[p.Endpoint] == nil {
+			p.Create = false // no part of what the kernel holds
+			done.ports[p.Name] = p
+		}
+	}
+	r.a.applied = done
+}

@@ -1,0 +1,87 @@
+package datapath
+
+import (
+	"errors"
+	"maps"
+	"slices"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/datapath/fdb"
+)
+
+var (
+	// ErrPairMissing says that the veth pair of an endpoint that has joined is
+	// gone. The container's end was Docker's, so it is not made again.
+	ErrPairMissing = errors.New("the veth pair is gone")
+	// ErrConflict says that something of somebody else's is in the way: a vxlan
+	// device with the same VNI and port, a program on the UDP port, a link with
+	// an endpoint's name. The message names it as well as can be told.
+	ErrConflict = errors.New("in conflict with something that is not ours")
+)
+
+// Report is what one Apply did.
+type Report struct {
+	Network carrick.NetworkID
+	// Endpoints has the verdict of every port of the plan: nil is realised. It
+	// is also an error when the network itself lacks its bridge or its vxlan
+	// device.
+	Endpoints map[carrick.EndpointID]error
+	// Changes is what was made, altered or removed; Drift is what of the kernel's
+	// state differed from what the last Apply had left there, although the plan
+	// said the same before: somebody else's doing.
+	Changes Counts
+	Drift   Counts
+	// Resync is why the kernel was read back in full, "" if it was not.
+	Resync string
+	// Problems are for people: what is wrong that no Apply repairs, with the
+	// remedy.
+	Problems []string
+}
+
+// Failed joins the errors of single endpoints, nil if all are realised.
+func (r Report) Failed() error {
+	var errs []error
+	for _, id := range slices.Sorted(maps.Keys(r.Endpoints)) {
+		if err := r.Endpoints[id]; err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// broken says whether an endpoint failed for a reason that trying again may
+// cure.
+func (r Report) broken() bool {
+	for _, err := range r.Endpoints {
+		if err != nil && !errors.Is(err, ErrPairMissing) {
+			return true
+		}
+	}
+	return false
+}
+
+// Counts counts objects by kind.
+type Counts struct {
+	Namespaces int
+	Links      int // made, removed or altered
+	FDB        int // rows of the vxlan device
+	Bridged    int // rows of the bridge
+	Neigh      int // neighbours
+}
+
+// Total is the sum of all kinds.
+func (c Counts) Total() int { return c.Namespaces + c.Links + c.FDB + c.Bridged + c.Neigh }
+
+func (c *Counts) add(o Counts) {
+	c.Namespaces += o.Namespaces
+	c.Links += o.Links
+	c.FDB += o.FDB
+	c.Bridged += o.Bridged
+	c.Neigh += o.Neigh
+}
+
+func (c *Counts) rows(o fdb.Counts) {
+	c.FDB += o.FDB
+	c.Bridged += o.Bridged
+	c.Neigh += o.Neigh
+}
