@@ -86,6 +86,9 @@ func (r *Reconciler) String() string { return "reconcile" }
 // there: traffic goes on without the agent.
 func (r *Reconciler) Run(ctx context.Context) error {
 	existing, err := r.cfg.Overlay.List(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("list the networks in the kernel: %w", err)
 	}

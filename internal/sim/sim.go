@@ -3,7 +3,7 @@
 // engine's order. It is for tests: what takes three real engines minutes takes
 // milliseconds here, and every fault can be placed exactly.
 //
-// There is no kernel below it: Realize succeeds unless told otherwise.
+// There is no kernel below it unless one is attached.
 package sim
 
 import (
@@ -48,11 +48,22 @@ type Host struct {
 	ended  chan error
 
 	mu       sync.Mutex
-	failures map[string]error            // Realize's verdict by container's endpoint; guarded by mu
-	changed  map[carrick.NetworkID]int   // number of change notices; guarded by mu
-	networks map[string]*Network         // Docker's, by name; guarded by mu
-	nextFail error                       // of the next Realize; guarded by mu
-	realized map[carrick.EndpointID]bool // guarded by mu
+	networks map[string]*Network // Docker's, by name; guarded by mu
+	nextFail error               // of the next Realize; guarded by mu
+	below    Below               // guarded by mu
+}
+
+// Below is what keeps a host's kernel, for tests that want one.
+type Below interface {
+	driver.Realizer
+	Changed(carrick.NetworkID)
+}
+
+// Attach puts something below the host's facts. Without it Realize succeeds.
+func (h *Host) Attach(b Below) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.below = b
 }
 
 // Network is a Docker network of one simulated engine.
@@ -79,7 +90,7 @@ func NewHost(t testing.TB, server *memory.Server, n int) *Host {
 	h := &Host{
 		t: t, Name: fmt.Sprintf("h%d", n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}),
 		Dir: filepath.Join(t.TempDir(), "state"), server: server,
-		failures: map[string]error{}, changed: map[carrick.NetworkID]int{}, networks: map[string]*Network{}, realized: map[carrick.EndpointID]bool{},
+		networks: map[string]*Network{},
 	}
 	h.Store = server.Client(h.Name)
 	h.Start()
@@ -99,6 +110,27 @@ func (h *Host) Start() {
 // TryStart is Start under a name and an address, with an error instead of a
 // failure.
 func (h *Host) TryStart(name string, vtep netip.Addr) error {
+	if err := h.launch(name, vtep); err != nil {
+		return err
+	}
+	select {
+	case <-h.Cluster.Ready():
+		return nil
+	case err := <-h.ended:
+		h.ended <- nil
+		h.Crash()
+		return err
+	case <-time.After(Patience):
+		h.Crash()
+		return fmt.Errorf("%s was not registered in time", name)
+	}
+}
+
+// StartCut starts the agent's facts side while its store is away, and waits for
+// nothing.
+func (h *Host) StartCut() error { return h.launch(h.Name, h.VTEP) }
+
+func (h *Host) launch(name string, vtep netip.Addr) error {
 	jr, err := journal.Open(h.Dir, "machine-"+h.Name)
 	if err != nil {
 		return err
@@ -128,17 +160,7 @@ func (h *Host) TryStart(name string, vtep netip.Addr) error {
 		<-done
 		running <- err
 	}()
-	select {
-	case <-h.Cluster.Ready():
-		return nil
-	case err := <-running:
-		running <- nil
-		h.Crash()
-		return err
-	case <-time.After(Patience):
-		h.Crash()
-		return fmt.Errorf("%s was not registered in time", name)
-	}
+	return nil
 }
 
 // Crash ends the agent; its state directory and its leases stay.
@@ -153,15 +175,15 @@ func (h *Host) Crash() {
 }
 
 // Realize implements [driver.Realizer].
-func (h *Host) Realize(_ context.Context, _ carrick.NetworkID, ep carrick.EndpointID) error {
+func (h *Host) Realize(ctx context.Context, id carrick.NetworkID, ep carrick.EndpointID) error {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if err := h.nextFail; err != nil {
-		h.nextFail = nil
+	err, below := h.nextFail, h.below
+	h.nextFail = nil
+	h.mu.Unlock()
+	if err != nil || below == nil {
 		return err
 	}
-	h.realized[ep] = true
-	return nil
+	return below.Realize(ctx, id, ep)
 }
 
 // FailRealize makes the next Realize fail.
@@ -173,8 +195,11 @@ func (h *Host) FailRealize(err error) {
 
 func (h *Host) noteChange(id carrick.NetworkID) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.changed[id]++
+	below := h.below
+	h.mu.Unlock()
+	if below != nil {
+		below.Changed(id)
+	}
 }
 
 // Create is what the user may say at docker network create.
