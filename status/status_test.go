@@ -49,9 +49,9 @@ func (f fake) Nodes(context.Context) ([]status.Node, error) {
 
 var quiet = slog.New(slog.DiscardHandler)
 
-func serve(t *testing.T, src status.Source) (path string, client *status.Client) {
+func serve(t *testing.T, src status.Source) (string, *status.Client) {
 	t.Helper()
-	path = filepath.Join(t.TempDir(), "run", "carrick.sock")
+	path := filepath.Join(t.TempDir(), "run", "carrick.sock")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- status.Serve(ctx, path, status.Handler(src, quiet), quiet) }()
@@ -61,7 +61,7 @@ func serve(t *testing.T, src status.Source) (path string, client *status.Client)
 			t.Errorf("serve: %v", err)
 		}
 	})
-	client = status.NewClient(path)
+	client := status.NewClient(path)
 	deadline := time.NewTimer(20 * time.Second)
 	defer deadline.Stop()
 	for {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/carrick-net/carrick"
 )
@@ -127,7 +128,7 @@ func Open(dir, machine string) (*Journal, error) {
 	path := filepath.Join(dir, "state.db")
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait})
 	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("open journal %s: %w: stop it, or give this one a --state-dir and --plugin-socket of its own", path, ErrLocked)
 	case err != nil:
 		return nil, fmt.Errorf("open journal %s: %w", path, err)

@@ -26,7 +26,7 @@ import (
 // Run runs the agent until ctx ends, and returns nil then. Every error says what
 // to do about it. The kernel keeps what it holds either way.
 func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
-	closeWith := func(close func() error) { err = errors.Join(err, close()) }
+	closeWith := func(end func() error) { err = errors.Join(err, end()) }
 	pools, err := cfg.check()
 	if err != nil {
 		return err

@@ -169,7 +169,9 @@ func (h *Host) Crash() {
 		return
 	}
 	h.stop()
-	<-h.ended
+	if err := <-h.ended; err != nil {
+		h.t.Errorf("%s: %v", h.Name, err)
+	}
 	_ = h.jr.Close()
 	h.stop = nil
 }
