@@ -61,7 +61,7 @@ func (w *worker) loop(ctx context.Context) {
 		case <-audit.C:
 			applier.QueueResync("audit")
 		case <-idle:
-			if w.retire() {
+			if w.retire(applier) {
 				return
 			}
 		}
@@ -82,14 +82,19 @@ func (w *worker) loop(ctx context.Context) {
 	}
 }
 
-// retire ends the worker of an idle network, unless somebody just asked.
-func (w *worker) retire() bool {
+// retire ends the worker of an idle network, unless somebody just asked. The
+// applier is closed before another worker can ask for one: nobody may use it
+// after that.
+func (w *worker) retire(applier *datapath.Applier) bool {
 	w.r.mu.Lock()
 	defer w.r.mu.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.waiters) > 0 || len(w.kick) > 0 {
 		return false
+	}
+	if err := applier.Close(); err != nil {
+		w.r.cfg.Log.Debug("applier not closed", "network", w.id, "err", err)
 	}
 	delete(w.r.workers, w.id)
 	w.r.cfg.Facts.Unfollow(w.id)
@@ -160,15 +165,14 @@ func (w *worker) record(want plan.Network, report datapath.Report, err error) {
 	if n := report.Drift.Total(); n > 0 {
 		w.r.cfg.Log.Warn("kernel repaired", "network", w.id, "objects", n, "drift", fmt.Sprintf("%+v", report.Drift), "reason", report.Resync)
 	}
-	problems := slices.Concat(want.Problems, report.Problems)
-	for _, p := range problems {
+	for _, p := range report.Problems {
 		if !slices.Contains(w.state.Problems, p) {
 			w.r.cfg.Log.Warn("problem", "network", w.id, "problem", p)
 		}
 	}
 	w.state = NetworkState{
 		ID: w.id, Plan: want, At: time.Now(), Err: err,
-		Endpoints: report.Endpoints, Problems: problems, Drift: drift,
+		Endpoints: report.Endpoints, Problems: report.Problems, Drift: drift,
 	}
 }
 
