@@ -141,7 +141,7 @@ func TestEveryPlanFollowsEveryOther(t *testing.T) {
 	}
 }
 
-// transition runs fn for every step from one plan to another: on a host that
+// transitions runs fn for every step from one plan to another: on a host that
 // holds the first, with the number of messages that the step takes.
 func transitions(t *testing.T, fn func(h func() *host, to plan.Network, messages int)) {
 	all := plans()
@@ -179,6 +179,7 @@ func TestACrashAtAnyMessageIsHealedByTheNextAgent(t *testing.T) {
 			h.restart()
 			h.apply(to)
 			h.holds(to)
+			h.o.Close()
 		}
 	})
 	t.Logf("%d crashes", steps)
@@ -186,18 +187,20 @@ func TestACrashAtAnyMessageIsHealedByTheNextAgent(t *testing.T) {
 
 func TestAFailureOfAnyMessageIsHealedByTheNextApply(t *testing.T) {
 	t.Parallel()
-	for _, errno := range []unix.Errno{unix.ENOMEM, unix.ENODEV, unix.EEXIST} {
-		transitions(t, func(ready func() *host, to plan.Network, messages int) {
-			for n := range messages {
-				h := ready()
-				h.k.FailMessage(n+1, errno)
-				// It may have tried again by itself, or may not have.
-				_, _ = h.a.Apply(t.Context(), to)
-				h.apply(to)
-				h.holds(to)
-			}
-		})
-	}
+	errnos := []unix.Errno{unix.ENOMEM, unix.ENODEV, unix.EEXIST}
+	i := 0
+	transitions(t, func(ready func() *host, to plan.Network, messages int) {
+		for n := range messages {
+			h := ready()
+			i++
+			h.k.FailMessage(n+1, errnos[i%len(errnos)])
+			// It may have tried again by itself, or may not have.
+			_, _ = h.a.Apply(t.Context(), to)
+			h.apply(to)
+			h.holds(to)
+			h.o.Close()
+		}
+	})
 }
 
 func TestAFailedReadingIsHealedByTheNextApply(t *testing.T) {

@@ -133,14 +133,13 @@ func (r *run) read() error {
 	return nil
 }
 
-// strangers removes links that nobody planned and that may be in the way: those
-// that are neither our devices nor veths. They can be a vxlan device that a
-// crash left before it got its name.
+// strangers removes links that nobody planned: those that are neither our
+// devices nor veths.
 func (r *run) strangers() {
 	for _, l := range r.a.links.sorted() {
 		switch {
 		case l.Name == r.want.Bridge.Name && l.Kind == nl.KindBridge:
-		case l.Name == r.want.VXLAN.Name && l.Kind == nl.KindVXLAN:
+		case l.Kind == nl.KindVXLAN && l == r.device():
 		case l.Kind == nl.KindVeth: // see ports and unwanted
 		case l.Kind == "" && l.Master == 0 || fallback(l):
 			// The loopback device, hardware, and what the kernel puts into every
@@ -219,7 +218,7 @@ func (r *run) bridge() (nl.Ref, error) {
 func (r *run) vxlan(br nl.Ref) error {
 	want := r.want.VXLAN
 	local := want.Local.Unmap()
-	l := r.a.links.byName[want.Name]
+	l := r.device()
 	changed := false
 	if l != nil && !r.good(l) {
 		if err := r.remove(l); err != nil {
@@ -248,6 +247,20 @@ func (r *run) vxlan(br nl.Ref) error {
 	fixed, err := r.settle(l, shape{name: want.Name, mtu: want.MTU, master: br})
 	r.count(changed || fixed, r.a.applied != nil && r.a.applied.vxlan == want)
 	return portInUse(want, err)
+}
+
+// device finds the vxlan device: by its name or, if somebody renamed it or a
+// crash left it without, by being just what is wanted.
+func (r *run) device() *nl.Link {
+	if l := r.a.links.byName[r.want.VXLAN.Name]; l != nil {
+		return l
+	}
+	for _, l := range r.a.links.sorted() {
+		if r.good(l) {
+			return l
+		}
+	}
+	return nil
 }
 
 // good says whether the vxlan device's fixed attributes are right, the

@@ -149,7 +149,7 @@ func (r *run) remove(l *nl.Link) error {
 		return err
 	}
 	r.a.links.drop(l)
-	r.a.rows.Gone(l.Name, l.Kind == nl.KindVXLAN)
+	r.a.rows.Gone(l.Name, l.Name == r.want.VXLAN.Name)
 	return nil
 }
 

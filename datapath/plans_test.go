@@ -145,7 +145,7 @@ type host struct {
 func newHost(t *testing.T) *host {
 	h := &host{t: t, k: nltest.New()}
 	h.start()
-	t.Cleanup(func() { h.o.Close() })
+	t.Cleanup(func() { h.o.Close() }) // a second time if the test was done with it before
 	return h
 }
 

@@ -67,10 +67,12 @@ func (r *run) port(br nl.Ref, p plan.Port, aliased *nl.Link) error {
 	return err
 }
 
-// adoptable says whether a link may be the endpoint's port: one without an
-// alias was left by a crash before it got one.
+// adoptable says whether a link of the port's name is the endpoint's: unless
+// its alias says that it is another's, whose id begins alike. Without an alias
+// it was left by a crash; with one of another form somebody wrote over it, and a
+// container may depend on it.
 func adoptable(l *nl.Link, p plan.Port) bool {
-	return l.Kind == nl.KindVeth && (l.Alias == "" || l.Alias == string(p.Endpoint))
+	return l.Kind == nl.KindVeth && (l.Alias == string(p.Endpoint) || !carrick.ValidDockerID(l.Alias))
 }
 
 // pair makes the endpoint's veth pair.

@@ -2,6 +2,7 @@ package nltest
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -45,7 +46,7 @@ func (k *Kernel) dumpSpace(n string, s *space) []string {
 	for _, l := range s.sorted() {
 		kinds[l.Kind] = append(kinds[l.Kind], strings.Join(k.dumpLink(n, l), "\n"))
 	}
-	for _, kind := range []string{nl.KindBridge, nl.KindVXLAN, nl.KindVeth, ""} {
+	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 		slices.Sort(kinds[kind])
 		for _, l := range kinds[kind] {
 			if l != "" {
