@@ -199,8 +199,8 @@ func (r *run) bridge() (nl.Ref, error) {
 		}
 	}
 	changed := made
-	if l.Bridge == nil || *l.Bridge != (nl.BridgeInfo{}) {
-		if err := one(r.ctx, r.a.h, nl.SetBridge{Link: l.Ref}); err != nil {
+	if l.Bridge != nil && *l.Bridge != (nl.BridgeInfo{}) {
+		if err := one(r.ctx, r.a.h, nl.SetBridge{Link: l.Ref, Off: *l.Bridge}); err != nil {
 			return nl.Ref{}, err
 		}
 		r.a.touched[l.Index] = true

@@ -64,27 +64,36 @@ type shape struct {
 	alias  string
 }
 
+// minMTU6 is IPv6's least MTU (RFC 8200 §5). The kernel takes IPv6 off a link
+// whose MTU goes below it, with all addresses, neighbours and settings, and puts
+// a new one on when the MTU rises again (addrconf_notify).
+const minMTU6 = 1280
+
 // settle makes a link look like want, and says whether anything was amiss. Up
 // comes last, and in a message of its own: the kernel raises a link before it
 // looks at the address generation mode, and would give it a link-local address.
 func (r *run) settle(l *nl.Link, want shape) (changed bool, err error) {
+	if (l.MTU < minMTU6) != (want.mtu < minMTU6) {
+		changed = true
+		if err := r.crossMTU(l, want.mtu); err != nil {
+			return true, err
+		}
+	}
 	set := nl.SetLink{Link: l.Ref}
 	if l.Name != want.name {
-		if l.Up { // renaming a link that is up is refused before Linux 6.2
-			if err := r.set(nl.SetLink{Link: l.Ref, Up: nl.Off}); err != nil {
-				return true, err
-			}
-			l.Up = false
+		// Renaming a link that is up is refused before Linux 6.2.
+		if err := r.down(l); err != nil {
+			return true, err
 		}
 		set.Rename = want.name
 	}
 	if l.Master != want.master.Index {
+		changed = true
 		m := want.master
 		if err := r.set(nl.SetLink{Link: l.Ref, Master: &m}); err != nil {
 			return true, err
 		}
 		l.Master, l.Port = m.Index, nil
-		changed = true
 	}
 	if l.MTU != want.mtu {
 		set.MTU = want.mtu
@@ -121,6 +130,41 @@ func (r *run) settle(l *nl.Link, want shape) (changed bool, err error) {
 		l.Up = true
 	}
 	return changed, nil
+}
+
+// crossMTU sets an MTU across the border at which IPv6 comes and goes. While
+// it comes the link is down, lest it get an address; and only then can be seen
+// what is to be set.
+func (r *run) crossMTU(l *nl.Link, mtu int) error {
+	if mtu >= minMTU6 {
+		if err := r.down(l); err != nil {
+			return err
+		}
+	}
+	if err := r.set(nl.SetLink{Link: l.Ref, MTU: mtu}); err != nil {
+		return err
+	}
+	now, err := r.a.h.Link(r.ctx, l.Ref)
+	if err != nil {
+		return err
+	}
+	l.MTU, l.NoAddrGen = now.MTU, now.NoAddrGen
+	r.a.rows.QueueResync()
+	return nil
+}
+
+// down takes a link down. The kernel then forgets its neighbours (neigh_ifdown),
+// permanent ones as well.
+func (r *run) down(l *nl.Link) error {
+	if !l.Up {
+		return nil
+	}
+	if err := r.set(nl.SetLink{Link: l.Ref, Up: nl.Off}); err != nil {
+		return err
+	}
+	l.Up = false
+	r.a.rows.QueueResync()
+	return nil
 }
 
 // set sends one change of a link in the network's namespace.

@@ -99,6 +99,7 @@ func plans() map[string]plan.Network {
 		"three hosts":      spec{local: []int{1, 2}, remote: far, flood: true}.plan(),
 		"no flooding":      spec{local: []int{1, 2}, remote: far}.plan(),
 		"smaller MTU":      spec{local: []int{1, 2}, remote: far, flood: true, mtu: 1400}.plan(),
+		"tiny MTU":         spec{local: []int{1, 2}, remote: far, flood: true, mtu: 1200}.plan(),
 		"other VNI":        spec{local: []int{1, 2}, remote: far, flood: true, vni: 43}.plan(),
 		"other port":       spec{local: []int{1, 2}, remote: far, flood: true, port: 8472}.plan(),
 		"other VTEP":       spec{local: []int{1, 2}, remote: far, flood: true, vtep: "192.0.2.9"}.plan(),

@@ -55,7 +55,7 @@ func damage() map[string]struct {
 		"vxlan deleted":             {func(h *host) { h.as(space, nl.DelLink{Link: h.ref("vxlan0")}) }, c(1, 5, 3, 3)},
 		"vxlan out of the bridge":   {set(nl.SetLink{Master: &nl.Ref{}}, "vxlan0"), c(1, 0, 3, 0)},
 		"vxlan down":                {set(nl.SetLink{Up: nl.Off}, "vxlan0"), c(1, 0, 0, 3)},
-		"vxlan MTU":                 {set(nl.SetLink{MTU: 1000}, "vxlan0"), c(1, 0, 0, 0)},
+		"vxlan MTU":                 {set(nl.SetLink{MTU: 1000}, "vxlan0"), c(1, 0, 0, 3)},
 		"vxlan renamed":             {func(h *host) { set(nl.SetLink{Up: nl.Off}, "vxlan0")(h); set(nl.SetLink{Rename: "vx"}, "vxlan0")(h) }, c(1, 0, 0, 3)},
 		"vxlan learns at its port":  {set(nl.SetLink{Port: &nl.PortFlags{Learning: true, MulticastFlood: true, BroadcastFlood: true}}, "vxlan0"), c(1, 0, 0, 0)},
 		"vxlan floods":              {set(nl.SetLink{Port: &nl.PortFlags{Flood: true, MulticastFlood: true, BroadcastFlood: true}}, "vxlan0"), c(1, 0, 0, 0)},

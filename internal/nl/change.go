@@ -76,9 +76,12 @@ type SetLink struct {
 	Up        Switch     // applied before NoAddrGen by the kernel: say it later
 }
 
-// SetBridge puts a bridge's settings back to what AddBridge makes.
+// SetBridge turns a bridge's settings off again, as AddBridge makes them: those
+// that are on in Off and no others, because a kernel built without VLAN
+// filtering refuses to be told that it is off.
 type SetBridge struct {
 	Link Ref
+	Off  BridgeInfo
 }
 
 // DelLink deletes a link; of a veth, both ends.
@@ -249,7 +252,20 @@ func (p PortFlags) String() string {
 
 // Command is `ip link set NAME type bridge ...`.
 func (c SetBridge) Command(ns string) string {
-	return fmt.Sprintf("%s link set %s type bridge stp_state 0 vlan_filtering 0 mcast_snooping 0 vlan_default_pvid 0", tool("ip", ns), c.Link.Name)
+	s := fmt.Sprintf("%s link set %s type bridge", tool("ip", ns), c.Link.Name)
+	if c.Off.STP {
+		s += " stp_state 0"
+	}
+	if c.Off.VLANFiltering {
+		s += " vlan_filtering 0"
+	}
+	if c.Off.MulticastSnooping {
+		s += " mcast_snooping 0"
+	}
+	if c.Off.DefaultPVID != 0 {
+		s += " vlan_default_pvid 0"
+	}
+	return s
 }
 
 // Command is `ip link del NAME`.

@@ -96,10 +96,18 @@ func (e *encoder) setBridge(c SetBridge, seq uint32) {
 	e.begin(unix.RTM_NEWLINK, 0, seq)
 	e.ifinfo(unix.AF_UNSPEC, c.Link.Index, 0, 0)
 	e.kind(KindBridge, func() {
-		e.attrU32(unix.IFLA_BR_STP_STATE, 0)
-		e.attrU8(unix.IFLA_BR_VLAN_FILTERING, 0)
-		e.attrU8(unix.IFLA_BR_MCAST_SNOOPING, 0)
-		e.attrU16(unix.IFLA_BR_VLAN_DEFAULT_PVID, 0)
+		if c.Off.STP {
+			e.attrU32(unix.IFLA_BR_STP_STATE, 0)
+		}
+		if c.Off.VLANFiltering {
+			e.attrU8(unix.IFLA_BR_VLAN_FILTERING, 0)
+		}
+		if c.Off.MulticastSnooping {
+			e.attrU8(unix.IFLA_BR_MCAST_SNOOPING, 0)
+		}
+		if c.Off.DefaultPVID != 0 {
+			e.attrU16(unix.IFLA_BR_VLAN_DEFAULT_PVID, 0)
+		}
 	})
 }
 

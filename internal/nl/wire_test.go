@@ -20,7 +20,8 @@ func TestChangesPrintThemselvesAsCommands(t *testing.T) {
 		want string
 	}{
 		{AddBridge{"br0"}, "ip -n N link add br0 type bridge mcast_snooping 0 vlan_default_pvid 0"},
-		{SetBridge{br}, "ip -n N link set br0 type bridge stp_state 0 vlan_filtering 0 mcast_snooping 0 vlan_default_pvid 0"},
+		{SetBridge{br, BridgeInfo{true, true, 1, true}}, "ip -n N link set br0 type bridge stp_state 0 vlan_filtering 0 mcast_snooping 0 vlan_default_pvid 0"},
+		{SetBridge{br, BridgeInfo{MulticastSnooping: true}}, "ip -n N link set br0 type bridge mcast_snooping 0"},
 		{SetLink{Link: dev, Rename: "v1", MTU: 9, MAC: mac, Alias: "x y", NoAddrGen: true, Master: &br, Up: On},
 			"ip -n N link set vxlan0 name v1 mtu 9 address 02:00:00:00:00:01 alias x y addrgenmode none master br0 up"},
 		{SetLink{Link: dev, Master: &Ref{}, Up: Off}, "ip -n N link set vxlan0 nomaster down"},

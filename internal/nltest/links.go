@@ -37,7 +37,18 @@ func (s *space) apply(c nl.Change, op string) error {
 		if l == nil {
 			return fail(enodev, "")
 		}
-		l.Bridge = &nl.BridgeInfo{}
+		if c.Off.STP {
+			l.Bridge.STP = false
+		}
+		if c.Off.VLANFiltering {
+			l.Bridge.VLANFiltering = false
+		}
+		if c.Off.MulticastSnooping {
+			l.Bridge.MulticastSnooping = false
+		}
+		if c.Off.DefaultPVID != 0 {
+			l.Bridge.DefaultPVID = 0
+		}
 		l.emit()
 	case nl.DelLink:
 		l := s.links[c.Link.Index]
@@ -73,7 +84,7 @@ func (s *space) addVXLAN(c nl.AddVXLAN, fail failFunc) error {
 	if br == nil || br.Kind != nl.KindBridge {
 		return fail(unix.EINVAL, "")
 	}
-	l := s.k.addLink(target, nl.Link{Ref: nl.Ref{Name: c.Name}, Kind: nl.KindVXLAN, MTU: c.MTU,
+	l := s.k.addLink(target, nl.Link{Ref: nl.Ref{Name: c.Name}, Kind: nl.KindVXLAN, MTU: c.MTU, NoAddrGen: c.MTU < minMTU6,
 		VXLAN: &nl.VXLANInfo{VNI: c.VNI, Port: c.Port, Local: c.Local, Proxy: true}})
 	l.socket = s
 	l.PeerNS = target.nsid(s, true)
@@ -91,7 +102,7 @@ func (s *space) addVeth(c nl.AddVeth, fail failFunc) error {
 	if br == nil || br.Kind != nl.KindBridge {
 		return fail(unix.EINVAL, "")
 	}
-	inner := s.k.addLink(target, nl.Link{Ref: nl.Ref{Name: c.Name}, Kind: nl.KindVeth, MTU: c.MTU})
+	inner := s.k.addLink(target, nl.Link{Ref: nl.Ref{Name: c.Name}, Kind: nl.KindVeth, MTU: c.MTU, NoAddrGen: c.MTU < minMTU6})
 	outer := s.k.addLink(s, nl.Link{Ref: nl.Ref{Name: c.Outer}, Kind: nl.KindVeth, MTU: c.MTU, MAC: c.OuterMAC})
 	inner.peer, outer.peer = outer, inner
 	inner.linkPeer()
@@ -136,8 +147,11 @@ func (s *space) setLink(c nl.SetLink, fail failFunc) error {
 		p := *c.Port
 		l.Port = &p
 	}
+	if c.NoAddrGen && l.MTU < minMTU6 {
+		return fail(unix.EAFNOSUPPORT, "") // validated before anything is done
+	}
 	if c.MTU != 0 {
-		l.MTU = c.MTU
+		s.setMTU(l, c.MTU)
 	}
 	if !c.MAC.IsZero() {
 		l.MAC = c.MAC
@@ -176,10 +190,27 @@ func (s *space) setLink(c nl.SetLink, fail failFunc) error {
 		l.Up = c.Up == nl.On
 	}
 	if c.NoAddrGen {
+		if l.MTU < minMTU6 {
+			return fail(unix.EAFNOSUPPORT, "") // the MTU of the same message took IPv6 away
+		}
 		l.NoAddrGen = true
 	}
 	l.emit()
 	return nil
+}
+
+// minMTU6 is the MTU below which a link has no IPv6.
+const minMTU6 = 1280
+
+// setMTU knows that IPv6 and all its settings go and come with the MTU.
+func (s *space) setMTU(l *link, mtu int) {
+	if mtu < minMTU6 {
+		l.NoAddrGen = true
+		maps.DeleteFunc(s.neigh, func(k neighKey, _ nl.Neighbour) bool { return k.link == l.Index && k.addr.Is6() })
+	} else if l.MTU < minMTU6 {
+		l.NoAddrGen = false
+	}
+	l.MTU = mtu
 }
 
 // delete removes a link, its rows, its ports' membership and its other end.
