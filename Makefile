@@ -76,6 +76,10 @@ lab-down: ## end make lab
 plugin: build ## the managed plugin carrick/carrick:VERSION in the local engine
 	@hack/plugin.sh
 
+.PHONY: tools
+tools: ## build Consul, a current engine, runc and the linter into the cache
+	@tools/install.sh consul dockerd runc golangci-lint
+
 .PHONY: deps
 deps: ## install what building, running and testing needs (Debian 12, root)
 	@hack/deps.sh

@@ -44,6 +44,7 @@ module=$(go list -m)
 kernel=$(importing "$module/internal/nstest")
 servers=$(
     importing "$module/internal/consultest"
+    echo "$module/internal/consultest"
     go list ./integration/...
 )
 unit=$(go list ./... | grep -vxF -e "$kernel" -e "$servers")
@@ -93,6 +94,10 @@ tier() {
         if [[ $1 == kernel ]]; then
             gotest kernel -race $kernel
         else
+            if ! tools/install.sh consul dockerd runc; then
+                "$work/testreport" fail integration "$results"
+                return 1
+            fi
             # One package after another: each runs engines for several hosts.
             gotest integration -p 1 -timeout 25m $servers
         fi

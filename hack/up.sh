@@ -151,7 +151,7 @@ up() {
     say 'From one to the other, by name'
     local page
     for _ in {1..100}; do
-        page=$("$docker" exec carrick-demo-client wget -q -T 2 -O - http://carrick-demo-web/ 2>/dev/null) && break
+        page=$("$docker" exec carrick-demo-client timeout 2 wget -q -O - http://carrick-demo-web/ 2>/dev/null) && break
         sleep 0.1
     done
     [[ -n ${page-} ]] || {
