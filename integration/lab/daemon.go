@@ -134,10 +134,19 @@ func readFrom(path string, from int64) string {
 	return string(b)
 }
 
+// maxLine is how much of a line tail shows.
+const maxLine = 400
+
 func tail(path string, from int64, lines int, skip ...func(string) bool) string {
 	all := strings.Split(strings.TrimRight(readFrom(path, from), "\n"), "\n")
 	for _, s := range skip {
 		all = slices.DeleteFunc(all, s)
 	}
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
+	all = all[max(0, len(all)-lines):]
+	for i, l := range all {
+		if len(l) > maxLine {
+			all[i] = l[:maxLine] + "…"
+		}
+	}
+	return strings.Join(all, "\n")
 }

@@ -54,6 +54,10 @@ func (h *Host) Inventory(ctx context.Context) (Inventory, error) {
 	for _, ns := range append([]string{""}, names...) {
 		lines, err := h.namespaceInventory(ctx, ns)
 		if err != nil {
+			// It may have been deleted since it was listed.
+			if now, lerr := h.Namespaces(ctx); ns != "" && lerr == nil && !slices.Contains(now, ns) {
+				continue
+			}
 			return nil, err
 		}
 		if ns != "" {

@@ -20,7 +20,7 @@ func TestEmbeddedStore(t *testing.T) {
 			if err := warmUp(ctx, l); err != nil {
 				t.Fatal(err)
 			}
-			before := l.MustInventory(t)
+			before := idle(t, l)
 
 			create(t, l.Hosts(), "app", "10.42.0.0/16")
 			web := start(t, h, "app", "web", "-p", "8080:80", "--restart", "always")
@@ -57,16 +57,9 @@ func TestEmbeddedStore(t *testing.T) {
 
 			h.MustDocker(t, "rm", "-f", "web", "client", "after", "flow")
 			h.MustDocker(t, "network", "rm", "app")
-			lab.Eventually(t, soon, "nothing to be left", func() error {
-				after, err := l.Inventory(ctx)
-				if err != nil {
-					return err
-				}
-				if diff := before.Diff(after); diff != "" {
-					return errors.New("\n" + diff)
-				}
-				return nil
-			})
+			if err := unchanged(ctx, l, before); err != nil {
+				t.Error(err)
+			}
 		})
 	}
 }

@@ -61,7 +61,7 @@ func TestParallelRuns(t *testing.T) {
 	for _, h := range s.Hosts() {
 		h.MustDocker(t, "run", "--rm", "--network", "app", lab.Image, "true")
 	}
-	before := s.MustInventory(t)
+	before := idle(t, s.Lab)
 
 	const each = 30
 	var jobs []*lab.Host // each host, each times
@@ -123,16 +123,7 @@ func TestParallelRuns(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	lab.Eventually(t, soon, "nothing of ninety containers to be left", func() error {
-		after, err := s.Inventory(t.Context())
-		if err != nil {
-			return err
-		}
-		if diff := before.Diff(after); diff != "" {
-			return errors.New("\n" + diff)
-		}
-		return nil
-	})
+	s.unchanged(t, before)
 }
 
 // `docker network rm` on the hosts in turn removes the network where it was
@@ -172,16 +163,7 @@ func TestNetworkRemoval(t *testing.T) {
 	s.h2.MustDocker(t, "network", "rm", "app")
 	s.h3.MustDocker(t, "rm", "-f", "webh3")
 	s.h3.MustDocker(t, "network", "rm", "app")
-	lab.Eventually(t, soon, "the last trace to be gone", func() error {
-		after, err := s.Inventory(t.Context())
-		if err != nil {
-			return err
-		}
-		if diff := empty.Diff(after); diff != "" {
-			return errors.New("\n" + diff)
-		}
-		return nil
-	})
+	s.unchanged(t, empty)
 	for _, h := range s.Hosts() {
 		if _, err := h.Carrick(t.Context(), "network", "inspect", id); err == nil {
 			t.Errorf("%s still knows network %s", h.Name(), id)

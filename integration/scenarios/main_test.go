@@ -67,10 +67,48 @@ func begin(t *testing.T) scenario {
 		shared.lab = l
 	}
 	l := shared.lab
-	before := l.MustInventory(t)
+	before := idle(t, l)
 	t.Cleanup(func() { finish(t, l, before) })
 	l.LogOnFailure(t)
 	return scenario{Lab: l, h1: l.Host(1), h2: l.Host(2), h3: l.Host(3)}
+}
+
+// unchanged fails the test unless the hosts and the store come to be as before.
+func (s scenario) unchanged(t testing.TB, before lab.Inventory) {
+	t.Helper()
+	if err := unchanged(t.Context(), s.Lab, before); err != nil {
+		t.Error(err)
+	}
+}
+
+func unchanged(ctx context.Context, l *lab.Lab, before lab.Inventory) error {
+	return lab.Wait(ctx, soon, "the hosts and the store to be as they were", func() error {
+		after, err := l.Inventory(ctx)
+		if err != nil {
+			return err
+		}
+		if diff := before.Diff(after); diff != "" {
+			return errors.New("\n" + diff)
+		}
+		return nil
+	})
+}
+
+// idle waits until no host has anything of Carrick's networks in its kernel, and
+// returns what is there then. Hosts drop a network a moment after its last
+// container there has gone, and keep its block of addresses.
+func idle(t testing.TB, l *lab.Lab) lab.Inventory {
+	t.Helper()
+	for _, h := range l.Hosts() {
+		lab.Eventually(t, soon, h.Name()+" to have no network in its kernel", func() error {
+			names, err := h.Namespaces(t.Context())
+			if err == nil && len(names) > 0 {
+				err = fmt.Errorf("namespaces %v", names)
+			}
+			return err
+		})
+	}
+	return l.MustInventory(t)
 }
 
 // warmUp lets everything that stays for good come into being: Docker makes
@@ -98,16 +136,7 @@ func finish(t *testing.T, l *lab.Lab, before lab.Inventory) {
 	defer cancel()
 	err := tidy(ctx, l)
 	if err == nil {
-		err = lab.Wait(ctx, soon, "the hosts and the store to be as they were before the test", func() error {
-			after, err := l.Inventory(ctx)
-			if err != nil {
-				return err
-			}
-			if diff := before.Diff(after); diff != "" {
-				return errors.New("\n" + diff)
-			}
-			return nil
-		})
+		err = unchanged(ctx, l, before)
 	}
 	if err == nil {
 		return

@@ -197,27 +197,42 @@ func TestBroadcastReachesAllHosts(t *testing.T) {
 	s := begin(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	create(t, s.Hosts(), "other", "10.43.0.0/16")
-	var listeners []box
-	listen := []string{"sh", "-c", "nc -u -l -p 5000 > /tmp/heard"}
+	var ears []box
 	for _, h := range s.Hosts() {
-		b := start(t, h, "app", "ear")
-		listeners = append(listeners, b)
-		h.MustDocker(t, append([]string{"exec", "-d", b.name}, listen...)...)
+		ears = append(ears, start(t, h, "app", "ear"))
 	}
 	deaf := start(t, s.h2, "other", "deaf")
-	s.h2.MustDocker(t, append([]string{"exec", "-d", deaf.name}, listen...)...)
 	mouth := start(t, s.h1, "app", "mouth")
-	hear := func(b box) error {
-		mouth.host.MustInContainer(t, mouth.name, "probe", "say", "-port", "5000", "hello", "10.42.255.255")
-		if out, err := b.host.InContainer(t.Context(), b.name, "cat", "/tmp/heard"); err != nil || !strings.HasPrefix(out, "hello") {
-			return fmt.Errorf("%s on %s heard %q (%v)", b.name, b.host.Name(), out, err)
+	heard := func(b box) (string, error) {
+		return b.host.InContainer(t.Context(), b.name, "wget", "-qO-", "http://127.0.0.1/heard")
+	}
+	s.h1.MustInContainer(t, mouth.name, "probe", "say", "hello", "10.42.255.255")
+	for _, b := range ears {
+		lab.Eventually(t, soon, "the broadcast", func() error {
+			out, err := heard(b)
+			if err == nil && out != "hello" {
+				err = fmt.Errorf("%s on %s heard %q", b.name, b.host.Name(), out)
+			}
+			return err
+		})
+	}
+	if out, err := heard(deaf); err != nil || out != "" {
+		t.Errorf("a container of another network heard %q (%v)", out, err)
+	}
+
+	// -o flood=off keeps it on the host.
+	create(t, s.Hosts(), "quiet", "10.44.0.0/16", "-o", "flood=off")
+	near, far := start(t, s.h1, "quiet", "near"), start(t, s.h2, "quiet", "far")
+	s.h1.MustDocker(t, "run", "--rm", "--network", "quiet", lab.Image, "probe", "say", "psst", "10.44.255.255")
+	near.reaches(t, far)
+	lab.Eventually(t, soon, "the broadcast on its own host", func() error {
+		out, err := heard(near)
+		if err == nil && out != "psst" {
+			err = fmt.Errorf("near heard %q", out)
 		}
-		return nil
-	}
-	for _, b := range listeners {
-		lab.Eventually(t, soon, "the broadcast", func() error { return hear(b) })
-	}
-	if out := s.h2.MustInContainer(t, deaf.name, "cat", "/tmp/heard"); out != "" {
-		t.Errorf("a container of another network heard %q", out)
+		return err
+	})
+	if out, err := heard(far); err != nil || out != "" {
+		t.Errorf("with flood=off the other host heard %q (%v)", out, err)
 	}
 }

@@ -8,7 +8,7 @@
 //	probe send [-mb N] ADDR         send N MB over TCP, compare checksums
 //	probe dfping [-size N] ADDR     one packet of N bytes that may not be fragmented
 //	probe flow [-tcp] ADDR          numbered packets until SIGTERM, then a summary
-//	probe say [-port N] TEXT ADDR   one UDP packet, to a broadcast address as well
+//	probe say TEXT ADDR             one UDP packet, to a broadcast address as well
 //
 // ADDR is the address of a host or container that runs `probe serve`.
 package main
@@ -29,13 +29,14 @@ import (
 
 // Ports of `probe serve`.
 const (
-	httpPort = "80"   // TCP: / is the client's address, /name this host's or container's name
+	httpPort = "80"   // TCP: / is the client's address, /name the server's name, /heard see earPort
 	sinkPort = "7000" // TCP: reads to the end, answers with checksum and length
 	echoPort = "7001" // TCP and UDP: says back what it is told
+	earPort  = "7002" // UDP: what it is told is on the page /heard
 )
 
 // errUsage ends the program with status 2.
-var errUsage = errors.New("usage: probe serve | get [-wait D] URL | send [-mb N] ADDR | dfping [-size N] [-wait D] ADDR | flow [-tcp] [-every D] [-count N] ADDR | say [-port N] TEXT ADDR")
+var errUsage = errors.New("usage: probe serve | get [-wait D] URL | send [-mb N] ADDR | dfping [-size N] [-wait D] ADDR | flow [-tcp] [-every D] [-count N] ADDR | say TEXT ADDR")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
@@ -62,7 +63,6 @@ func run(ctx context.Context, args []string) error {
 	every := f.Duration("every", 5*time.Millisecond, "time between packets")
 	wait := f.Duration("wait", patience, "how long an answer may take")
 	count := f.Int("count", 0, "packets to send; 0 = until SIGTERM")
-	port := f.Int("port", 5000, "UDP port to say something to")
 	if err := f.Parse(args[1:]); err != nil {
 		return errUsage
 	}
@@ -70,7 +70,7 @@ func run(ctx context.Context, args []string) error {
 		return serve(ctx)
 	}
 	if args[0] == "say" && f.NArg() == 2 {
-		return say(ctx, f.Arg(0), f.Arg(1), *port)
+		return say(ctx, f.Arg(0), f.Arg(1))
 	}
 	if f.NArg() != 1 {
 		return errUsage

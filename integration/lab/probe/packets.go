@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -171,9 +170,9 @@ send:
 	return json.NewEncoder(os.Stdout).Encode(s)
 }
 
-// say sends one packet. Go sets SO_BROADCAST on every UDP socket.
-func say(ctx context.Context, text, to string, port int) error {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "udp", net.JoinHostPort(to, strconv.Itoa(port)))
+// say sends one packet to the ear of whoever has the address. Go sets SO_BROADCAST on every UDP socket.
+func say(ctx context.Context, text, to string) error {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "udp", net.JoinHostPort(to, earPort))
 	if err != nil {
 		return err
 	}

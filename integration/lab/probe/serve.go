@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
+	"sync"
 	"time"
 )
 
@@ -32,12 +34,18 @@ func serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	failed := make(chan error, 4)
+	said, err := lc.ListenPacket(ctx, "udp", ":"+earPort)
+	if err != nil {
+		return err
+	}
+	failed := make(chan error, 5)
+	var ear ear
 	page := http.NewServeMux()
 	page.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		_, _ = io.WriteString(w, host+"\n")
 	})
+	page.HandleFunc("/heard", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, ear.heard()) })
 	page.HandleFunc("/name", func(w http.ResponseWriter, _ *http.Request) {
 		name, err := os.Hostname()
 		if err != nil {
@@ -50,6 +58,7 @@ func serve(ctx context.Context) error {
 	go func() { failed <- each(sink, swallow) }()
 	go func() { failed <- each(echo, func(c net.Conn) { _, _ = io.Copy(c, c) }) }()
 	go func() { failed <- sayBack(packets) }()
+	go func() { failed <- ear.listen(said) }()
 	select {
 	case err := <-failed:
 		return err
@@ -91,6 +100,31 @@ func sayBack(p net.PacketConn) error {
 		}
 		_, _ = p.WriteTo(b[:n], from)
 	}
+}
+
+// ear keeps what it heard, one packet a line.
+type ear struct {
+	mu  sync.Mutex // guards all
+	all strings.Builder
+}
+
+func (e *ear) listen(p net.PacketConn) error {
+	b := make([]byte, 1<<16)
+	for {
+		n, _, err := p.ReadFrom(b)
+		if err != nil {
+			return err
+		}
+		e.mu.Lock()
+		e.all.Write(append(b[:n:n], '\n'))
+		e.mu.Unlock()
+	}
+}
+
+func (e *ear) heard() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.all.String()
 }
 
 // send streams random bytes to a sink and compares what it says it got.
