@@ -1,6 +1,7 @@
 package kvstore
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"unicode"
@@ -22,7 +23,7 @@ func CheckKey(key string) error {
 	if strings.HasSuffix(key, "/") {
 		return fmt.Errorf("key %q ends in a slash: %w", key, ErrInvalid)
 	}
-	return checkPath("key", key)
+	return cmp.Or(checkEnds("key", key), checkPath("key", key))
 }
 
 // CheckPrefix is [CheckKey] for a prefix: what some valid key begins with,
@@ -32,7 +33,14 @@ func CheckPrefix(prefix string) error {
 	if prefix == "" {
 		return nil
 	}
-	return checkPath("prefix", strings.TrimSuffix(prefix, "/"))
+	return cmp.Or(checkEnds("prefix", prefix), checkPath("prefix", strings.TrimSuffix(prefix, "/")))
+}
+
+func checkEnds(what, s string) error {
+	if strings.HasPrefix(s, " ") || strings.HasSuffix(s, " ") {
+		return fmt.Errorf("%s %q begins or ends with a space: %w", what, s, ErrInvalid)
+	}
+	return nil
 }
 
 func checkPath(what, s string) error {
@@ -44,9 +52,6 @@ func checkPath(what, s string) error {
 	}
 	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == '%' }) >= 0 {
 		return fmt.Errorf("%s %q has a percent sign or an unprintable character: %w", what, s, ErrInvalid)
-	}
-	if strings.HasPrefix(s, " ") || strings.HasSuffix(s, " ") {
-		return fmt.Errorf("%s %q begins or ends with a space: %w", what, s, ErrInvalid)
 	}
 	for seg := range strings.SplitSeq(s, "/") {
 		if seg == "" || seg == "." || seg == ".." {

@@ -1,6 +1,7 @@
 package consultest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -57,6 +58,35 @@ func spawn(log, name string, args ...string) (*process, error) {
 func (p *process) kill() {
 	_ = p.cmd.Process.Kill() // it may have ended by itself
 	<-p.ended
+}
+
+// stopped waits until every thread of the process has stopped. A signal is only
+// on its way when kill(2) returns.
+func (p *process) stopped(ctx context.Context) error {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+		if err != nil || len(stats) == 0 {
+			return fmt.Errorf("consultest: no threads of process %d: %w", p.cmd.Process.Pid, errEnded)
+		}
+		running := 0
+		for _, path := range stats {
+			b, err := os.ReadFile(path)
+			// "pid (name) state ...", proc(5); a thread may be gone by now.
+			if i := bytes.LastIndexByte(b, ')'); err == nil && i >= 0 && !bytes.HasPrefix(b[i:], []byte(") T")) {
+				running++
+			}
+		}
+		if running == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
 }
 
 // clean drops what would configure the server behind the test's back.

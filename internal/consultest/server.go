@@ -124,7 +124,13 @@ func (s *Server) Wipe(t testing.TB) {
 
 // Freeze makes the server a black hole (SIGSTOP): the kernel still accepts
 // connections, and nothing ever answers.
-func (s *Server) Freeze(t testing.TB) { t.Helper(); s.signal(t, syscall.SIGSTOP) }
+func (s *Server) Freeze(t testing.TB) {
+	t.Helper()
+	s.signal(t, syscall.SIGSTOP)
+	if err := s.proc.stopped(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
 
 // Thaw ends Freeze.
 func (s *Server) Thaw(t testing.TB) { t.Helper(); s.signal(t, syscall.SIGCONT) }

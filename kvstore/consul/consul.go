@@ -54,7 +54,11 @@ type Store struct {
 	mu sync.Mutex // guards the rest
 	// seen has the revisions that were returned for a selection since the store
 	// last failed: those it is safe to wait from without looking first.
-	seen   map[sighting]struct{}
+	seen map[sighting]struct{}
+	// high is the highest index seen since the store last lost its past; lapsed
+	// is closed and replaced when it does.
+	high   kvstore.Revision
+	lapsed chan struct{}
 	isDone bool
 }
 
@@ -91,6 +95,7 @@ func Open(cfg Config) (*Store, error) {
 		prefix: cfg.Prefix + "/",
 		slots:  make(chan struct{}, maxWatchConns),
 		seen:   make(map[sighting]struct{}),
+		lapsed: make(chan struct{}),
 	}
 	s.probe = s.prefix + "~" + rand.Text()
 	for _, addr := range cfg.Addresses {
@@ -185,10 +190,33 @@ func (s *Store) forget() {
 	clear(s.seen)
 }
 
+// indexIs takes note of the index of the whole KV store, and lets all watches
+// look again if it went back: the store lost its past.
+func (s *Store) indexIs(whole kvstore.Revision) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if whole >= s.high {
+		return
+	}
+	s.log.Warn("consul lost its past: was it restored or emptied?", "index", whole, "before", s.high)
+	s.high = whole
+	clear(s.seen)
+	close(s.lapsed)
+	s.lapsed = make(chan struct{})
+}
+
+// lapse is closed when the store is next found to have lost its past.
+func (s *Store) lapse() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lapsed
+}
+
 // saw remembers that a selection had a revision, in place of an earlier one.
 func (s *Store) saw(sel kvstore.Selector, before, now kvstore.Revision) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.high = max(s.high, now)
 	if len(s.seen) >= maxSeen {
 		clear(s.seen)
 	}

@@ -59,19 +59,28 @@ func (s *Store) watch(ctx context.Context, sel kvstore.Selector, since kvstore.R
 	// below (nothing known of since, or the store failed meanwhile), waiting
 	// would miss that for the length of the wait, so look first.
 	if since == 0 || !s.hasSeen(sel, since) {
-		v, err := s.read(ctx, sel)
-		if err != nil || since == 0 || v.Revision > since {
+		v, err := s.look(ctx, sel, since)
+		if err != nil || since == 0 || v.Revision != since {
 			return v, err
-		}
-		if v.Revision < since {
-			return s.regressed(ctx, sel)
 		}
 	}
 	v, err := s.wait(ctx, sel, since)
-	if err == nil && v.Revision < since {
-		return s.regressed(ctx, sel)
+	if err != nil || v.Revision > since {
+		return v, err
 	}
-	return v, err
+	// No change, says this answer. It may be the last one of a state that was
+	// just replaced: a restore into a running server ends the queries that wait,
+	// with what they knew.
+	return s.look(ctx, sel, since)
+}
+
+// look reads a selection now, of which a view at since was seen.
+func (s *Store) look(ctx context.Context, sel kvstore.Selector, since kvstore.Revision) (kvstore.View, error) {
+	v, err := s.read(ctx, sel)
+	if err != nil || v.Revision >= since {
+		return v, err
+	}
+	return s.regressed(ctx, sel)
 }
 
 // regressed reads a selection whose index was seen to go back. That is nothing
@@ -93,6 +102,7 @@ func (s *Store) regressed(ctx context.Context, sel kvstore.Selector) (kvstore.Vi
 	if err != nil {
 		return kvstore.View{}, err
 	}
+	s.indexIs(whole)
 	v, err := s.read(ctx, sel)
 	if err != nil {
 		return kvstore.View{}, err
@@ -138,10 +148,13 @@ func (s *Store) wait(ctx context.Context, sel kvstore.Selector, since kvstore.Re
 }
 
 // block makes the blocking query, under waitCtx. If that opens a connection
-// there may be another server at its end, an emptied one, on which since is
-// never reached; so then the selection is also looked at. (A request on a broken
-// idle connection is silently sent again on a new one, so there need not be an
-// error to tell.)
+// there may be another server at its end, an emptied one, on which since is not
+// reached for long; so then the selection is also looked at. (A request on a
+// broken idle connection is silently sent again on a new one, so there need not
+// be an error to tell.) The same if another call finds that the store lost its
+// past: a restore into a running server only ends the queries that wait at that
+// moment, and one of them is enough. If there was none, it is noticed when the
+// wait ends.
 func (s *Store) block(ctx, waitCtx context.Context, sel kvstore.Selector, since kvstore.Revision) (kvstore.View, error) {
 	fresh := make(chan struct{}, 1)
 	traced := httptrace.WithClientTrace(waitCtx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) {
@@ -157,6 +170,7 @@ func (s *Store) block(ctx, waitCtx context.Context, sel kvstore.Selector, since 
 		err error
 	}
 	answers := make(chan answer, 1)
+	lapse := s.lapse()
 	i := s.current.Load()
 	go func() {
 		q := (&api.QueryOptions{WaitIndex: uint64(since), WaitTime: s.cfg.Wait}).WithContext(traced)
@@ -166,15 +180,17 @@ func (s *Store) block(ctx, waitCtx context.Context, sel kvstore.Selector, since 
 	for {
 		select {
 		case <-fresh:
-			// The query ends with waitCtx if this returns.
-			if v, err := s.read(ctx, sel); err != nil || v.Revision != since {
-				return v, err
-			}
+		case <-lapse:
+			lapse = s.lapse()
 		case a := <-answers:
 			if a.err != nil {
 				return kvstore.View{}, s.fail(ctx, i, a.err)
 			}
 			return a.v, nil
+		}
+		// The query ends with waitCtx if this returns.
+		if v, err := s.look(ctx, sel, since); err != nil || v.Revision != since {
+			return v, err
 		}
 	}
 }
