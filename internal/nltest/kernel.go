@@ -74,7 +74,7 @@ type space struct {
 	links     map[int]*link
 	nsids     []*space                   // by number
 	self      map[selfKey][]nl.FDBEntry  // of vxlan devices: a MAC's destinations
-	bridged   map[bridgedKey]nl.FDBEntry // of bridges: one row per MAC and VLAN
+	bridged   map[bridgedKey]nl.FDBEntry // one row per bridge, MAC and VLAN
 	neigh     map[neighKey]nl.Neighbour
 	subs      []*events
 	dead      bool
@@ -86,6 +86,8 @@ type link struct {
 	in     *space
 	peer   *link  // of a veth
 	socket *space // of a vxlan device
+	// userMTU says of a bridge that its MTU no longer follows its ports'.
+	userMTU bool
 }
 
 func (k *Kernel) newSpace(name string) *space {

@@ -80,9 +80,9 @@ func (s *space) addVXLAN(c nl.AddVXLAN, fail failFunc) error {
 			}
 		}
 	}
-	br := target.links[c.Master.Index]
-	if br == nil || br.Kind != nl.KindBridge {
-		return fail(unix.EINVAL, "")
+	br, e := target.bridge(c.Master)
+	if e != 0 {
+		return fail(e, "")
 	}
 	l := s.k.addLink(target, nl.Link{Ref: nl.Ref{Name: c.Name}, Kind: nl.KindVXLAN, MTU: c.MTU, NoAddrGen: c.MTU < minMTU6,
 		VXLAN: &nl.VXLANInfo{VNI: c.VNI, Port: c.Port, Local: c.Local, Proxy: true}})
@@ -93,14 +93,26 @@ func (s *space) addVXLAN(c nl.AddVXLAN, fail failFunc) error {
 	return nil
 }
 
+// bridge finds a master.
+func (s *space) bridge(ref nl.Ref) (*link, unix.Errno) {
+	l := s.links[ref.Index]
+	switch {
+	case l == nil:
+		return nil, unix.EINVAL
+	case l.Kind != nl.KindBridge:
+		return nil, unix.EOPNOTSUPP
+	}
+	return l, 0
+}
+
 func (s *space) addVeth(c nl.AddVeth, fail failFunc) error {
 	target := c.Target.(*namespace).s
 	if s.byName(c.Name) != nil || target.byName(c.Name) != nil || s.byName(c.Outer) != nil {
 		return fail(unix.EEXIST, "")
 	}
-	br := target.links[c.Master.Index]
-	if br == nil || br.Kind != nl.KindBridge {
-		return fail(unix.EINVAL, "")
+	br, e := target.bridge(c.Master)
+	if e != 0 {
+		return fail(e, "")
 	}
 	inner := s.k.addLink(target, nl.Link{Ref: nl.Ref{Name: c.Name}, Kind: nl.KindVeth, MTU: c.MTU, NoAddrGen: c.MTU < minMTU6})
 	outer := s.k.addLink(s, nl.Link{Ref: nl.Ref{Name: c.Outer}, Kind: nl.KindVeth, MTU: c.MTU, MAC: c.OuterMAC})
@@ -126,11 +138,35 @@ func enslave(l, br *link) {
 	l.Master = br.Index
 	p := defaultPort
 	l.Port = &p
+	l.in.adjustMTU(br)
+}
+
+// adjustMTU gives a bridge the least MTU of its ports, until somebody sets
+// another than it has (br_mtu_auto_adjust).
+func (s *space) adjustMTU(br *link) {
+	if br == nil || br.userMTU {
+		return
+	}
+	least := 0
+	for _, p := range s.links {
+		if p.Master == br.Index && (least == 0 || p.MTU < least) {
+			least = p.MTU
+		}
+	}
+	if least == 0 {
+		least = 1500
+	}
+	if least != br.MTU {
+		s.setMTU(br, least)
+		br.emit()
+	}
 }
 
 // release takes a port out of its bridge, which forgets where its MACs are.
 func release(l *link) {
+	br := l.in.links[l.Master]
 	l.Master, l.Port = 0, nil
+	l.in.adjustMTU(br)
 	maps.DeleteFunc(l.in.bridged, func(_ bridgedKey, r nl.FDBEntry) bool { return r.Link == l.Index })
 }
 
@@ -150,8 +186,10 @@ func (s *space) setLink(c nl.SetLink, fail failFunc) error {
 	if c.NoAddrGen && l.MTU < minMTU6 {
 		return fail(unix.EAFNOSUPPORT, "") // validated before anything is done
 	}
-	if c.MTU != 0 {
+	if c.MTU != 0 && c.MTU != l.MTU {
 		s.setMTU(l, c.MTU)
+		l.userMTU = true
+		s.adjustMTU(s.links[l.Master])
 	}
 	if !c.MAC.IsZero() {
 		l.MAC = c.MAC
@@ -168,14 +206,14 @@ func (s *space) setLink(c nl.SetLink, fail failFunc) error {
 	if c.Alias != "" {
 		l.Alias = c.Alias
 	}
-	if c.Master != nil {
+	if c.Master != nil && c.Master.Index != l.Master {
 		if l.Master != 0 {
 			release(l)
 		}
 		if c.Master.Index != 0 {
-			br := s.links[c.Master.Index]
-			if br == nil || br.Kind != nl.KindBridge {
-				return fail(unix.EINVAL, "")
+			br, e := s.bridge(*c.Master)
+			if e != 0 {
+				return fail(e, "")
 			}
 			enslave(l, br)
 		}
@@ -230,6 +268,7 @@ func (k *Kernel) delete(l *link) {
 			p.emit()
 		}
 	}
+	s.adjustMTU(s.links[l.Master])
 	if l.peer != nil {
 		k.delete(l.peer)
 	}

@@ -16,6 +16,7 @@ type selfKey struct {
 }
 
 type bridgedKey struct {
+	of   int // the bridge
 	mac  carrick.MAC
 	vlan uint16
 }
@@ -50,24 +51,35 @@ func (s *space) applyRow(c nl.Change, fail failFunc) error {
 			return fail(enodev, "")
 		}
 		if l.Master == 0 {
-			return fail(unix.EINVAL, "")
+			return fail(unix.EOPNOTSUPP, "")
 		}
-		s.bridged[bridgedKey{mac: c.MAC}] = nl.FDBEntry{Link: l.Index, MAC: c.MAC, Of: l.Master, State: nl.StateNoARP}
+		s.bridged[bridgedKey{of: l.Master, mac: c.MAC}] = nl.FDBEntry{Link: l.Index, MAC: c.MAC, Of: l.Master, State: nl.StateNoARP}
 	case nl.DelBridged:
-		if s.links[c.Link.Index] == nil {
+		l := s.links[c.Link.Index]
+		if l == nil {
 			return fail(enodev, "")
 		}
-		key := bridgedKey{c.MAC, c.VLAN}
+		if l.Master == 0 {
+			return fail(unix.EOPNOTSUPP, "")
+		}
+		key := bridgedKey{l.Master, c.MAC, c.VLAN}
 		if r, ok := s.bridged[key]; !ok || r.Link != c.Link.Index {
 			return fail(unix.ENOENT, "")
 		}
 		delete(s.bridged, key)
 	case nl.SetNeigh:
-		if s.links[c.Link.Index] == nil {
+		l := s.links[c.Link.Index]
+		if l == nil {
 			return fail(enodev, "")
+		}
+		if c.Addr.Is6() && l.MTU < minMTU6 {
+			return fail(unix.EINVAL, "IPv6 is disabled on this device")
 		}
 		s.neigh[neighKey{c.Link.Index, c.Addr}] = nl.Neighbour{Link: c.Link.Index, Addr: c.Addr, MAC: c.MAC, State: nl.StatePermanent}
 	case nl.DelNeigh:
+		if s.links[c.Link.Index] == nil {
+			return fail(enodev, "")
+		}
 		key := neighKey{c.Link.Index, c.Addr}
 		if _, ok := s.neigh[key]; !ok {
 			return fail(unix.ENOENT, "")
@@ -136,7 +148,7 @@ func (k *Kernel) AddFDB(namespace string, rows ...nl.FDBEntry) {
 		if key := (selfKey{r.Link, r.MAC}); r.Self {
 			s.self[key] = append(s.self[key], r)
 		} else {
-			s.bridged[bridgedKey{r.MAC, r.VLAN}] = r
+			s.bridged[bridgedKey{r.Of, r.MAC, r.VLAN}] = r
 		}
 	}
 }
