@@ -69,14 +69,45 @@ func newApplier(o *Overlay, id carrick.NetworkID) *Applier {
 // make Apply fail. After either, the next Apply reads the kernel back: call it
 // again after a while.
 func (a *Applier) Apply(ctx context.Context, want plan.Network) (Report, error) {
-	if want.ID != a.id || want.Namespace != plan.NamespacePrefix+string(a.id) || !carrick.ValidID(string(a.id)) {
-		return Report{Network: a.id}, fmt.Errorf("apply to network %q: the plan is for network %q in namespace %q", a.id, want.ID, want.Namespace)
+	if err := a.check(want); err != nil {
+		return Report{Network: a.id}, fmt.Errorf("apply to network %q: %w", a.id, err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.last = &want
 	return a.apply(ctx, want)
 }
+
+// check refuses plans that cannot be meant: above all one that would have a
+// namespace of somebody else's deleted.
+func (a *Applier) check(want plan.Network) error {
+	if want.ID != a.id || want.Namespace != plan.NamespacePrefix+string(a.id) || !carrick.ValidID(string(a.id)) {
+		return fmt.Errorf("the plan is for network %q in namespace %q", want.ID, want.Namespace)
+	}
+	if !want.Present {
+		return nil
+	}
+	v := want.VXLAN
+	switch {
+	case want.Bridge.Name == "" || v.Name == "" || want.Bridge.Name == v.Name:
+		return fmt.Errorf("the plan names the bridge %q and the vxlan device %q", want.Bridge.Name, v.Name)
+	case v.VNI < 1 || v.VNI > carrick.MaxVNI || v.Port == 0 || !v.Local.IsValid():
+		return fmt.Errorf("the plan's vxlan device has VNI %d, port %d, local address %v", v.VNI, v.Port, v.Local)
+	case want.Bridge.MTU < minMTU || v.MTU < minMTU:
+		return fmt.Errorf("the plan has MTUs %d and %d; the least is %d", want.Bridge.MTU, v.MTU, minMTU)
+	}
+	names := map[string]carrick.EndpointID{want.Bridge.Name: "the bridge", v.Name: "the vxlan device"}
+	for _, p := range want.Ports {
+		if other, ok := names[p.Name]; ok || p.Name == "" || p.MTU < minMTU {
+			return fmt.Errorf("the plan has port %q of endpoint %s with MTU %d; the name is also of %q", p.Name, p.Endpoint, p.MTU, other)
+		}
+		names[p.Name] = p.Endpoint
+	}
+	return nil
+}
+
+// minMTU is IPv4's least MTU (RFC 791 §3.2), below which the kernel takes none.
+const minMTU = 68
 
 // Audit reads the kernel back in full and repairs it to the last plan applied;
 // without one it does nothing.

@@ -2,8 +2,11 @@ package datapath_test
 
 import (
 	"errors"
+	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -478,12 +481,27 @@ func TestAPlanForAnotherNetworkIsRefused(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	p := plans()["alone"]
+	but := func(fn func(p *plan.Network)) plan.Network {
+		p := plans()["three hosts"]
+		p.Ports = slices.Clone(p.Ports)
+		fn(&p)
+		return p
+	}
 	for _, bad := range []plan.Network{
 		{ID: "0000000000000001", Namespace: space, Present: true},
 		{ID: id, Namespace: "host", Present: false},
 		{ID: id, Namespace: "", Present: false},
+		but(func(p *plan.Network) { p.VXLAN.VNI = 0 }),
+		but(func(p *plan.Network) { p.VXLAN.Port = 0 }),
+		but(func(p *plan.Network) { p.VXLAN.Local = netip.Addr{} }),
+		but(func(p *plan.Network) { p.VXLAN.MTU = 0 }),
+		but(func(p *plan.Network) { p.Bridge.MTU = 0 }),
+		but(func(p *plan.Network) { p.Bridge.Name = "" }),
+		but(func(p *plan.Network) { p.Ports[0].MTU = 0 }),
+		but(func(p *plan.Network) { p.Ports[0].Name = p.Ports[1].Name }),
+		but(func(p *plan.Network) { p.Ports[0].Name = plan.BridgeName }),
 	} {
-		if _, err := h.a.Apply(t.Context(), bad); err == nil {
+		if _, err := h.a.Apply(t.Context(), bad); err == nil || h.k.Messages() != 0 {
 			t.Errorf("%+v was applied", bad)
 		}
 	}
@@ -491,4 +509,34 @@ func TestAPlanForAnotherNetworkIsRefused(t *testing.T) {
 	if rep, err := h.o.Network("0000000000000001").Audit(t.Context()); err != nil || rep.Changes.Total() != 0 {
 		t.Errorf("an audit without a plan: %+v, %v", rep, err)
 	}
+}
+
+func TestManyHandsOnOneNetwork(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	all := plans()
+	var wg sync.WaitGroup
+	for i, name := range sortedNames(all) {
+		wg.Go(func() {
+			for range 5 {
+				if _, err := h.o.Network(id).Apply(t.Context(), all[name]); err != nil {
+					t.Error(err)
+				}
+				h.a.QueueResync("test")
+				if _, err := h.a.Audit(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if _, err := h.o.List(t.Context()); err != nil {
+					t.Error(err)
+				}
+				other := carrick.NetworkID(fmt.Sprintf("%016x", i))
+				if err := h.o.Network(other).Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	h.apply(all["three hosts"])
+	h.holds(all["three hosts"])
 }
