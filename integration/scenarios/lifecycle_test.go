@@ -29,9 +29,7 @@ func TestContainerLifecycle(t *testing.T) {
 		}
 		reached("start")
 		h.MustDocker(t, "stop", "-t", "2", "life")
-		for _, p := range peers {
-			p.misses(t, b)
-		}
+		b.gone(t, peers...)
 		h.MustDocker(t, "start", "life")
 		reached("stop and start")
 		h.MustDocker(t, "restart", "-t", "2", "life")
@@ -43,9 +41,7 @@ func TestContainerLifecycle(t *testing.T) {
 		h.MustDocker(t, "unpause", "life")
 		reached("pause and unpause")
 		h.MustDocker(t, "rm", "-f", "life")
-		for _, p := range peers {
-			p.misses(t, b)
-		}
+		b.gone(t, peers...)
 		// Its neighbour was none the worse for it.
 		peers[0].reaches(t, peers[1])
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/carrick-net/carrick/integration/lab"
@@ -64,14 +65,30 @@ func (b box) reaches(t testing.TB, other box) {
 	}
 }
 
-// misses fails the test if anybody answers at the other's address.
-func (b box) misses(t testing.TB, other box) {
+// misses fails the test if anybody answers at the others' addresses.
+func (b box) misses(t testing.TB, others ...box) {
 	t.Helper()
-	out, err := b.host.InContainer(t.Context(), b.name, "probe", "get", "-wait", "1s", "http://"+other.ip+"/name")
-	if err == nil {
-		t.Errorf("%s of %s on %s reaches %s of %s on %s, answered by %q",
-			b.name, b.network, b.host.Name(), other.name, other.network, other.host.Name(), strings.TrimSpace(out))
+	err := atOnce(others, func(other box) error {
+		out, err := b.host.InContainer(t.Context(), b.name, "probe", "get", "-wait", "1s", "http://"+other.ip+"/name")
+		if err == nil {
+			return fmt.Errorf("%s of %s on %s reaches %s of %s on %s, answered by %q",
+				b.name, b.network, b.host.Name(), other.name, other.network, other.host.Name(), out)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
+}
+
+// gone fails the test if any of the others still gets an answer from the box.
+func (b box) gone(t testing.TB, others ...box) {
+	t.Helper()
+	var all sync.WaitGroup
+	for _, o := range others {
+		all.Go(func() { o.misses(t, b) })
+	}
+	all.Wait()
 }
 
 // clusterNetwork is what `carrick network ls --json` and inspect print of a
