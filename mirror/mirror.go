@@ -3,6 +3,7 @@ package mirror
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -16,6 +17,8 @@ type Facts interface {
 	Journal() *journal.Journal
 	NameAlias(ctx context.Context, id carrick.DockerNetworkID, name string) error
 	DropAlias(ctx context.Context, id carrick.DockerNetworkID) error
+	RemoveEndpoint(id carrick.EndpointID) error
+	ReleaseAddress(id carrick.NetworkID, a netip.Addr) error
 }
 
 // Config is what a Mirror needs.
@@ -25,10 +28,15 @@ type Config struct {
 	Log    *slog.Logger
 	// Every is how often the engine is looked at without an event; 0 = 30 s.
 	Every time.Duration
-	// Patience is how long an alias must have been unknown to the engine before it
-	// is dropped; 0 = 10 s. An engine stores a network a moment after its driver
-	// made it.
+	// Patience is how long an alias or endpoint must have been unknown to the engine
+	// before it is dropped; 0 = 10 s. An engine stores a network a moment after its
+	// driver made it.
 	Patience time.Duration
+	// Orphaned is how long an address may be given out without an endpoint; 0 = 2
+	// minutes. It must be longer than an engine goes on repeating a call (15 s for
+	// each of Leave, DeleteEndpoint and ReleaseAddress): a late ReleaseAddress must
+	// not meet the address's next holder.
+	Orphaned time.Duration
 }
 
 // Mirror compares the engine with the journal.
@@ -36,11 +44,41 @@ type Mirror struct {
 	cfg  Config
 	kick chan struct{}
 
-	mu      sync.Mutex
-	err     error                                 // of the last look; guarded by mu
-	seen    time.Time                             // of the last good look; guarded by mu
-	missing map[carrick.DockerNetworkID]time.Time // since when; guarded by mu
+	// Since when something is as it should not stay. Run's goroutine alone uses
+	// them.
+	aliases   absences[carrick.DockerNetworkID]
+	endpoints absences[carrick.EndpointID]
+	orphans   absences[orphan]
+
+	mu   sync.Mutex
+	err  error     // of the last look; guarded by mu
+	seen time.Time // of the last good look; guarded by mu
 }
+
+type orphan struct {
+	network carrick.NetworkID
+	addr    netip.Addr
+}
+
+// absences remembers since when each of its keys has been seen missing in every
+// look.
+type absences[K comparable] struct{ since, now map[K]time.Time }
+
+// begin starts a look: what is not seen missing in it is forgotten by end.
+func (a *absences[K]) begin() { a.now = map[K]time.Time{} }
+
+// missing notes a key and returns whether it has been missing for d, and seen so
+// at least twice.
+func (a *absences[K]) missing(k K, d time.Duration) bool {
+	t, before := a.since[k]
+	if !before {
+		t = time.Now()
+	}
+	a.now[k] = t
+	return before && time.Since(t) >= d
+}
+
+func (a *absences[K]) end() { a.since = a.now }
 
 // New returns a Mirror that does nothing until Run.
 func New(cfg Config) *Mirror {
@@ -50,7 +88,10 @@ func New(cfg Config) *Mirror {
 	if cfg.Patience == 0 {
 		cfg.Patience = 10 * time.Second
 	}
-	return &Mirror{cfg: cfg, kick: make(chan struct{}, 1), missing: map[carrick.DockerNetworkID]time.Time{}}
+	if cfg.Orphaned == 0 {
+		cfg.Orphaned = 2 * time.Minute
+	}
+	return &Mirror{cfg: cfg, kick: make(chan struct{}, 1)}
 }
 
 func (m *Mirror) String() string { return "mirror" }
@@ -83,11 +124,10 @@ func (m *Mirror) Run(ctx context.Context) error {
 	defer listening.Wait()
 	every := time.NewTicker(m.cfg.Every)
 	defer every.Stop()
-	var again <-chan time.Time
 	for {
-		again = nil
+		var again <-chan time.Time
 		if m.look(ctx) {
-			again = time.After(m.cfg.Patience + 100*time.Millisecond)
+			again = time.After(m.cfg.Patience + m.cfg.Patience/10)
 		}
 		select {
 		case <-ctx.Done():
@@ -115,7 +155,7 @@ func (m *Mirror) listen(ctx context.Context) {
 	}
 }
 
-// look compares once, and returns whether an alias is on its way out.
+// look compares once, and returns whether something is on its way out.
 func (m *Mirror) look(ctx context.Context) (again bool) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -132,48 +172,81 @@ func (m *Mirror) look(ctx context.Context) (again bool) {
 	if err != nil {
 		return false
 	}
+	m.aliases.begin()
+	m.endpoints.begin()
+	m.orphans.begin()
 	for _, n := range m.cfg.Facts.Journal().Networks() {
 		for _, a := range n.Aliases {
 			name, known := names[a.Docker]
 			if !known {
-				again = m.absent(ctx, n, a) || again
+				m.absentAlias(ctx, n, a)
 				continue
 			}
-			m.mu.Lock()
-			delete(m.missing, a.Docker)
-			m.mu.Unlock()
 			if name != a.Name {
 				if err := m.cfg.Facts.NameAlias(ctx, a.Docker, name); err != nil {
 					m.cfg.Log.Debug("name not recorded yet", "network", name, "err", err)
 				}
 			}
+			m.lookAtEndpoints(ctx, n, a)
 		}
+		m.lookAtAddresses(n)
 	}
-	return again
+	m.aliases.end()
+	m.endpoints.end()
+	m.orphans.end()
+	return len(m.aliases.since)+len(m.endpoints.since) > 0
 }
 
-// absent handles an alias that the engine does not list: dropped when that is so
-// for the second time after a while, unless endpoints say that it is in use.
-func (m *Mirror) absent(ctx context.Context, n journal.Network, a journal.Alias) (again bool) {
-	m.mu.Lock()
-	since, seen := m.missing[a.Docker]
-	if !seen {
-		m.missing[a.Docker] = time.Now()
-	}
-	m.mu.Unlock()
-	if !seen || time.Since(since) < m.cfg.Patience || time.Since(a.Created) < m.cfg.Patience {
-		return true
+// absentAlias handles an alias that the engine does not list: dropped when that
+// has been so for a while, unless endpoints say that it is in use.
+func (m *Mirror) absentAlias(ctx context.Context, n journal.Network, a journal.Alias) {
+	if !m.aliases.missing(a.Docker, m.cfg.Patience) || time.Since(a.Created) < m.cfg.Patience {
+		return
 	}
 	if len(m.cfg.Facts.Journal().Endpoints(n.Conf.ID)) > 0 {
 		m.cfg.Log.Warn("the engine does not know a network that has endpoints here: is --docker the engine that uses this agent?", "network", n.Conf.Label(), "docker", a.Docker.Short())
-		return false
+		return
 	}
 	m.cfg.Log.Info("dropping an alias that the engine does not know", "network", n.Conf.Label(), "docker", a.Docker.Short())
 	if err := m.cfg.Facts.DropAlias(ctx, a.Docker); err != nil {
 		m.cfg.Log.Warn("alias not dropped", "err", err)
 	}
-	m.mu.Lock()
-	delete(m.missing, a.Docker)
-	m.mu.Unlock()
-	return false
+}
+
+// lookAtEndpoints withdraws endpoints that the engine no longer has: it gave up
+// telling an agent that was away. Only those whose Join has returned count; the
+// engine has those of an alias it lists stored since before their CreateEndpoint.
+func (m *Mirror) lookAtEndpoints(ctx context.Context, n journal.Network, a journal.Alias) {
+	local := m.cfg.Facts.Journal().Endpoints(n.Conf.ID)
+	if len(local) == 0 {
+		return
+	}
+	there, err := m.cfg.Engine.Containers(ctx, a.Docker)
+	if err != nil {
+		m.cfg.Log.Debug("endpoints not compared", "network", n.Conf.Label(), "err", err)
+		return
+	}
+	for _, e := range local {
+		if _, ok := there[e.ID]; ok || e.Docker != a.Docker || !e.Joined || !m.endpoints.missing(e.ID, m.cfg.Patience) {
+			continue
+		}
+		m.cfg.Log.Info("withdrawing an endpoint that the engine does not have", "network", n.Conf.Label(), "endpoint", e.ID.Short(), "addrs", e.Addrs)
+		if err := m.cfg.Facts.RemoveEndpoint(e.ID); err != nil {
+			m.cfg.Log.Warn("endpoint not withdrawn", "err", err)
+		}
+	}
+}
+
+// lookAtAddresses releases addresses that have had no endpoint for long: the
+// engine gave up releasing them, or never came to make the endpoint.
+func (m *Mirror) lookAtAddresses(n journal.Network) {
+	for addr, l := range m.cfg.Facts.Journal().Leases(n.Conf.ID) {
+		if l.Endpoint != "" || l.Released != 0 || !m.orphans.missing(orphan{n.Conf.ID, addr}, m.cfg.Orphaned) {
+			continue
+		}
+		m.cfg.Log.Info("releasing an address without an endpoint", "network", n.Conf.Label(), "addr", addr)
+		if err := m.cfg.Facts.ReleaseAddress(n.Conf.ID, addr); err != nil {
+			m.cfg.Log.Warn("address not released", "err", err)
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -128,6 +129,14 @@ func (f *facts) DropAlias(_ context.Context, id carrick.DockerNetworkID) error {
 	})
 }
 
+func (f *facts) RemoveEndpoint(id carrick.EndpointID) error {
+	return f.jr.Update(func(tx *journal.Tx) error { tx.DeleteEndpoint(id); return nil })
+}
+
+func (f *facts) ReleaseAddress(id carrick.NetworkID, a netip.Addr) error {
+	return f.jr.Update(func(tx *journal.Tx) error { tx.Release(id, a); return nil })
+}
+
 func (f *facts) name(id carrick.DockerNetworkID) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -169,7 +178,7 @@ func start(t *testing.T) (*engine, *facts) {
 	}
 	f := &facts{jr: jr, named: map[carrick.DockerNetworkID]string{}}
 	fake.set(string(alias1), "app")
-	m := mirror.New(mirror.Config{Engine: e, Facts: f, Log: slog.New(slog.DiscardHandler), Every: time.Hour, Patience: 50 * time.Millisecond})
+	m := mirror.New(mirror.Config{Engine: e, Facts: f, Log: slog.New(slog.DiscardHandler), Every: 20 * time.Millisecond, Patience: 50 * time.Millisecond, Orphaned: 200 * time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = m.Run(ctx) }()
@@ -213,6 +222,38 @@ func TestAliasesTheEngineForgot(t *testing.T) {
 	eventually(t, "the alias is dropped", func() bool { return len(f.drops()) > 0 })
 	if got := f.drops(); len(got) != 1 || got[0] != alias1 {
 		t.Errorf("dropped %v, want the unused %s alone", got, alias1)
+	}
+}
+
+// An endpoint that the engine no longer has is withdrawn, and its address is
+// released later; those that it has, and those still on their way, stay.
+func TestEndpointsTheEngineForgot(t *testing.T) {
+	t.Parallel()
+	fake, f := start(t)
+	there := carrick.EndpointID(strings.Repeat("e", 64)) // what the fake engine lists
+	addr := netip.MustParseAddr("10.42.0.2")
+	put := func(id carrick.EndpointID, joined bool, addrs ...netip.Addr) {
+		t.Helper()
+		err := f.jr.Update(func(tx *journal.Tx) error {
+			tx.PutEndpoint(journal.Endpoint{Endpoint: carrick.Endpoint{ID: id, Addrs: addrs}, Network: net1, Docker: alias1, Joined: joined})
+			for _, a := range addrs {
+				tx.PutLease(journal.Lease{Network: net1, Addr: a, Endpoint: id})
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(there, true)
+	put("coming", false)
+	put("gone", true, addr)
+	fake.events <- `{"Type":"network","Action":"disconnect","Actor":{"ID":"` + string(alias1) + `"}}` + "\n"
+	has := func(id carrick.EndpointID) bool { _, err := f.jr.Endpoint(id); return err == nil }
+	eventually(t, "the lost endpoint is withdrawn", func() bool { return !has("gone") })
+	eventually(t, "its address is released", func() bool { return f.jr.Leases(net1)[addr].Released > 0 })
+	if !has(there) || !has("coming") {
+		t.Errorf("the engine's endpoint is there: %v, the coming one: %v", has(there), has("coming"))
 	}
 }
 
