@@ -18,13 +18,14 @@ die() {
     exit 1
 }
 
-[[ -x bin/carrick ]] || die 'bin/carrick is missing: make build'
+bin=${CARRICK_BIN:-bin/carrick}
+[[ -x $bin ]] || die "$bin is missing: make build"
 
 # layout DIR writes config.json and rootfs.
 layout() {
     mkdir -p "$1/rootfs/etc"
     cp plugin.json "$1/config.json"
-    cp bin/carrick "$1/rootfs/carrick"
+    cp "$bin" "$1/rootfs/carrick"
     # The state directory is bound to the machine-id. A mount of that file alone
     # would keep the plugin from being enabled on hosts without one.
     ln -s /host/etc/machine-id "$1/rootfs/etc/machine-id"

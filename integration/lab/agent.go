@@ -95,6 +95,14 @@ func (h *Host) Carrick(ctx context.Context, args ...string) (string, error) {
 	return strings.TrimRight(out, "\n"), err
 }
 
+// CarrickBinary is the path of the lab's carrick binary, which is made if needed.
+func (l *Lab) CarrickBinary(ctx context.Context) (string, error) {
+	if err := l.buildCarrick(ctx); err != nil {
+		return "", err
+	}
+	return l.bin("carrick"), nil
+}
+
 // buildCarrick makes the lab's carrick binary once: a link to CARRICK_BIN, or
 // built from the tree, with the race detector if CARRICK_RACE is set.
 func (l *Lab) buildCarrick(ctx context.Context) error {
