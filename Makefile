@@ -21,7 +21,7 @@ build: ## bin/carrick, static
 
 .PHONY: unit
 unit: ## tests that need neither root nor other programs; under a minute
-	@hack/test.sh unit
+	@RACE= hack/test.sh unit
 
 .PHONY: lint
 lint: ## golangci-lint, gofmt, shellcheck

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 #
 # Makes the managed plugin carrick/carrick:VERSION in the local engine from
-# bin/carrick and plugin.json, without a registry. VERSION is the tree's.
+# bin/carrick (or CARRICK_BIN) and plugin.json, without a registry. VERSION is the
+# tree's.
 #
 #   hack/plugin.sh          make it (make plugin)
 #   hack/plugin.sh DIR      only write what `docker plugin create` takes to DIR

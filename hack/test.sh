@@ -6,9 +6,12 @@
 #
 # Tiers, in the order of a full run (make test):
 #   lint         golangci-lint, gofmt and shellcheck
-#   unit         what needs neither root nor other programs, with the race detector
+#   unit         what needs neither root nor other programs
 #   kernel       packages that test on the real kernel: root
 #   integration  real engines, a real Consul and simulated hosts: root
+#
+# Unit and kernel run with the race detector; RACE= in the environment leaves it
+# out, which is faster from cold.
 #
 # A tier that cannot run here is skipped as a whole, with the reason; within a
 # tier that runs as root a test that needs root fails rather than skips. Every
@@ -27,6 +30,7 @@ die() {
 work=$(mktemp -d)
 trap 'rm -rf -- "$work"' EXIT
 results=$work/results
+race=${RACE--race}
 go build -o "$work/testreport" ./hack/testreport
 
 # importing PACKAGE prints the packages whose tests import it.
@@ -83,7 +87,7 @@ lint() {
 tier() {
     case $1 in
     lint) lint ;;
-    unit) gotest unit -race $unit ;;
+    unit) gotest unit $race $unit ;;
     kernel | integration)
         if [[ $EUID -ne 0 ]]; then
             echo 'skipped: it needs root'
@@ -92,7 +96,7 @@ tier() {
         fi
         export CARRICK_REQUIRE_ROOT=1
         if [[ $1 == kernel ]]; then
-            gotest kernel -race $kernel
+            gotest kernel $race $kernel
         else
             if ! tools/install.sh consul dockerd runc; then
                 "$work/testreport" fail integration "$results"
