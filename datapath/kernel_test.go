@@ -56,14 +56,19 @@ func (h *realHost) apply(p plan.Network) datapath.Report {
 	return rep
 }
 
-// try runs a command in the network's namespace.
+// try runs commands in the network's namespace.
 func (h *realHost) try(line string) (string, error) {
 	ns, err := h.Namespaces.Open(h.t.Context(), space)
 	if err != nil {
 		return "", err
 	}
 	defer ns.Close()
-	return nstest.Try(ns, line)
+	for _, c := range strings.Split(line, " ; ") {
+		if out, err := nstest.Try(ns, c); err != nil {
+			return out, err
+		}
+	}
+	return "", nil
 }
 
 func (h *realHost) run(line string) {
@@ -282,8 +287,8 @@ func TestVandalsAreCleanedUpAfter(t *testing.T) {
 		"ip link set br0 mtu 1000",
 		"ip link set " + port + " mtu 1000",
 		"ip link set " + port + " alias mine",
-		"ip link set " + port + " down name mine",
-		"ip link set vxlan0 down name mine",
+		"ip link set " + port + " down ; ip link set " + port + " name mine",
+		"ip link set vxlan0 down ; ip link set vxlan0 name mine",
 		"ip link del vxlan0",
 		"ip link del br0",
 		"ip link set br0 type bridge vlan_filtering 1",
@@ -305,7 +310,7 @@ func TestVandalsAreCleanedUpAfter(t *testing.T) {
 		"bridge fdb replace " + n.mac(1).String() + " dev " + port + " master static",
 		"bridge fdb replace " + n.mac(0).String() + " dev vxlan0 master static",
 		"bridge fdb replace " + n.mac(0).String() + " dev " + port + " master static sticky",
-		"bridge fdb add 02:66:00:00:00:00 dev " + port + " master static vlan 5",
+		"bridge vlan add dev " + port + " vid 5 ; bridge fdb del " + n.mac(0).String() + " dev " + port + " master",
 		"bridge fdb del " + n.mac(0).String() + " dev " + port + " master",
 		"ip neigh del " + n.addr4(1).String() + " dev vxlan0",
 		"ip neigh replace " + n.addr4(1).String() + " lladdr 02:66:00:00:00:00 dev vxlan0",

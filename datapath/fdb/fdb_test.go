@@ -199,8 +199,8 @@ func TestDamageIsRepairedAndCountedAtAResync(t *testing.T) {
 		"broadcast row with a VNI of its own": {func() {
 			n.k.AddFDB(space, nl.FDBEntry{Link: vx.Index, VTEP: addr("192.0.2.66"), Self: true, State: nl.StatePermanent, Odd: true})
 		}, fdb.Counts{FDB: 2}},
-		"a static row for a VLAN": {func() {
-			n.k.AddFDB(space, nl.FDBEntry{Link: p1.Index, MAC: mac(66), Of: n.k.Ref(space, "br0").Index, State: nl.StateNoARP, VLAN: 5})
+		"a sticky row": {func() {
+			n.k.AddFDB(space, nl.FDBEntry{Link: p1.Index, MAC: mac(66), Of: n.k.Ref(space, "br0").Index, State: nl.StateNoARP, Odd: true})
 		}, fdb.Counts{}},
 		"a neighbour that answers without being permanent": {func() {
 			n.k.AddNeigh(space, nl.Neighbour{Link: vx.Index, Addr: addr("10.0.0.66"), MAC: mac(66), State: nl.StateNoARP})
@@ -242,9 +242,10 @@ func TestRowsThatAreNotOursStay(t *testing.T) {
 	n.k.AddNeigh(space,
 		nl.Neighbour{Link: vx.Index, Addr: addr("224.0.0.22"), MAC: carrick.MAC{1, 0, 0x5e, 0, 0, 0x16}, State: nl.StateNoARP},
 		nl.Neighbour{Link: vx.Index, Addr: addr("10.0.0.77"), MAC: mac(77), State: nl.StateReachable})
-	n.k.AddFDB(space, nl.FDBEntry{Link: n.dev.Ports["p1"].Index, MAC: mac(78), Of: br, State: nl.StateReachable})
+	n.k.AddFDB(space, nl.FDBEntry{Link: n.dev.Ports["p1"].Index, MAC: mac(78), Of: br, State: nl.StateReachable},
+		nl.FDBEntry{Link: n.dev.Ports["p1"].Index, MAC: mac(79), Of: br, State: nl.StateNoARP, VLAN: 5})
 	n.apply(t, someRows())
-	for _, want := range []string{"224.0.0.22", "10.0.0.77", mac(78).String() + " dev p1 master dynamic"} {
+	for _, want := range []string{"224.0.0.22", "10.0.0.77", mac(78).String() + " dev p1 master dynamic", mac(79).String()} {
 		if !strings.Contains(n.rows(), want) {
 			t.Errorf("%s was removed:\n%s", want, n.rows())
 		}

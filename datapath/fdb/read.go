@@ -40,8 +40,11 @@ func read(ctx context.Context, h nl.Handle, dev Devices) (t tables, clear []nl.C
 		case r.Of == 0 || port.Index == 0 || r.State&nl.StatePermanent != 0 || r.State&nl.StateNoARP == 0:
 			// Of a link that is not ours, a device's own MAC, or learned: a wanted
 			// row is written over it.
-		case r.Odd || r.VLAN != 0:
-			clear = append(clear, nl.DelBridged{Link: port, MAC: r.MAC, VLAN: r.VLAN})
+		case r.VLAN != 0:
+			// Without VLAN filtering the bridge never looks at it. If a port has been
+			// given VLANs, the kernel itself repeats each of our rows for them.
+		case r.Odd:
+			clear = append(clear, nl.DelBridged{Link: port, MAC: r.MAC})
 		default:
 			t.bridged = append(t.bridged, plan.BridgeRow{MAC: r.MAC, Port: port.Name})
 		}

@@ -116,7 +116,6 @@ type SetBridged struct {
 type DelBridged struct {
 	Link Ref
 	MAC  carrick.MAC
-	VLAN uint16
 }
 
 // SetNeigh adds a permanent neighbour or alters one.
@@ -298,11 +297,7 @@ func (c SetBridged) Command(ns string) string {
 
 // Command is `bridge fdb del MAC dev PORT master`.
 func (c DelBridged) Command(ns string) string {
-	vlan := ""
-	if c.VLAN != 0 {
-		vlan = fmt.Sprintf(" vlan %d", c.VLAN)
-	}
-	return fmt.Sprintf("%s fdb del %s dev %s%s master", tool("bridge", ns), c.MAC, c.Link.Name, vlan)
+	return fmt.Sprintf("%s fdb del %s dev %s master", tool("bridge", ns), c.MAC, c.Link.Name)
 }
 
 // Command is `ip neigh replace ADDR lladdr MAC dev DEV nud permanent`.

@@ -60,9 +60,6 @@ func (e *encoder) change(c Change, seq uint32) error {
 		e.begin(unix.RTM_DELNEIGH, 0, seq)
 		e.ndmsg(unix.AF_BRIDGE, c.Link.Index, StateNoARP, unix.NTF_MASTER)
 		e.attr(unix.NDA_LLADDR, c.MAC[:])
-		if c.VLAN != 0 {
-			e.attrU16(unix.NDA_VLAN, c.VLAN)
-		}
 	case SetNeigh:
 		e.begin(unix.RTM_NEWNEIGH, replace, seq)
 		e.ndmsg(family(c.Addr), c.Link.Index, StatePermanent, 0)

@@ -33,7 +33,7 @@ func TestChangesPrintThemselvesAsCommands(t *testing.T) {
 		{DelFDB{dev, mac, a}, "bridge -n N fdb del 02:00:00:00:00:01 dev vxlan0 dst 10.0.0.2 self"},
 		{DelFDB{Link: dev, MAC: mac}, "bridge -n N fdb del 02:00:00:00:00:01 dev vxlan0 self"},
 		{SetBridged{dev, mac}, "bridge -n N fdb replace 02:00:00:00:00:01 dev vxlan0 master static"},
-		{DelBridged{dev, mac, 1}, "bridge -n N fdb del 02:00:00:00:00:01 dev vxlan0 vlan 1 master"},
+		{DelBridged{dev, mac}, "bridge -n N fdb del 02:00:00:00:00:01 dev vxlan0 master"},
 		{SetNeigh{dev, a, mac}, "ip -n N neigh replace 10.0.0.2 lladdr 02:00:00:00:00:01 dev vxlan0 nud permanent"},
 		{DelNeigh{dev, a}, "ip -n N neigh del 10.0.0.2 dev vxlan0"},
 	} {

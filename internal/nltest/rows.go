@@ -62,7 +62,7 @@ func (s *space) applyRow(c nl.Change, fail failFunc) error {
 		if l.Master == 0 {
 			return fail(unix.EOPNOTSUPP, "")
 		}
-		key := bridgedKey{l.Master, c.MAC, c.VLAN}
+		key := bridgedKey{of: l.Master, mac: c.MAC}
 		if r, ok := s.bridged[key]; !ok || r.Link != c.Link.Index {
 			return fail(unix.ENOENT, "")
 		}
