@@ -18,7 +18,7 @@ func TestAddressFlags(t *testing.T) {
 	reserved := map[string]string{"10.42.0.254": "gateway", "10.42.8.2": "router"}
 	var boxes []box
 	for _, h := range s.Hosts() {
-		for i := range 4 {
+		for i := range 2 {
 			b := start(t, h, "app", fmt.Sprintf("c%d", i))
 			boxes = append(boxes, b)
 			if !within.Contains(netip.MustParseAddr(b.ip)) {

@@ -176,7 +176,7 @@ func serve(ctx context.Context, args []string) error {
 		return errors.Join(err, l.Close())
 	}
 	<-ctx.Done()
-	return errors.Join(os.Remove(stateFile()), l.Close())
+	return errors.Join(os.Remove(stateFile()), l.Close(), os.Remove(logFile()))
 }
 
 func down(ctx context.Context) error {
