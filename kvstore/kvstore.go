@@ -22,8 +22,10 @@ var (
 	// written. See [ConflictError] for which.
 	ErrConflict = errors.New("condition failed")
 	// ErrUnavailable: the store could not be reached, has no leader, or did not
-	// answer in time. A write that ends so may or may not have happened: read
-	// before trying again.
+	// answer in time. A write that ends so may have happened, or not, or may yet
+	// happen: a request that waits in a slow server is carried out after later
+	// ones. Read before trying again, and write with conditions, so that a late
+	// write finds them failed.
 	ErrUnavailable = errors.New("store unavailable")
 	// ErrDenied: the store knows us and says no (ACL), or does not know us.
 	ErrDenied = errors.New("permission denied by the store")

@@ -89,12 +89,12 @@ func (t *table) Put(e kvstore.Entry) error {
 		return err
 	}
 	key := []byte(e.Key)
-	if e.Lease != "" {
-		err = t.leased.Put(key, []byte(e.Lease))
-	} else {
-		err = t.leased.Delete(key)
+	if e.Lease != "" { // a key with a lease never becomes one without: local.Apply
+		if err := t.leased.Put(key, []byte(e.Lease)); err != nil {
+			return err
+		}
 	}
-	return errors.Join(err, t.kv.Put(key, rec))
+	return t.kv.Put(key, rec)
 }
 
 func (t *table) Delete(key string) error {

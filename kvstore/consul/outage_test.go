@@ -15,6 +15,9 @@ import (
 // guard bounds what would otherwise hang; no test expects to come near it.
 const guard = 90 * time.Second
 
+// longWait makes a watch that only its wait's end would wake outlast the guard.
+const longWait = 10 * time.Minute
+
 func within(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), guard)
@@ -127,6 +130,7 @@ func TestServerFrozen(t *testing.T) {
 	srv.Freeze(t)
 	allAre(t, everyCall(within(t), s), kvstore.ErrUnavailable)
 
+	// These writes wait in the server's sockets and will be done, in any order.
 	// Whoever has no patience is let go, long before any time limit.
 	patient := client(t, consul.Config{Addresses: []string{srv.Addr()}, Timeout: guard})
 	ctx, cancel := context.WithCancel(within(t))
@@ -137,8 +141,8 @@ func TestServerFrozen(t *testing.T) {
 	}
 
 	srv.Thaw(t)
-	last := put(t, patient, "a", "2")
-	e, err := s.Get(within(t), "a")
+	last := put(t, patient, "b", "2")
+	e, err := s.Get(within(t), "b")
 	if err != nil || string(e.Value) != "2" || e.Version != last {
 		t.Errorf("after the thaw: %+v, %v; wrote version %d", e, err, last)
 	}
@@ -149,7 +153,7 @@ func TestServerFrozen(t *testing.T) {
 func TestServerWiped(t *testing.T) {
 	t.Parallel()
 	srv := consultest.Start(t)
-	s := client(t, consul.Config{Addresses: []string{srv.Addr()}})
+	s := client(t, consul.Config{Addresses: []string{srv.Addr()}, Wait: longWait})
 	ctx := within(t)
 	sels := []kvstore.Selector{kvstore.OneKey("net/a"), kvstore.OneKey("net/none"), kvstore.Under("net/"), kvstore.Under("none/"), kvstore.Under("")}
 	for range 50 { // beyond what a new server's start writes
@@ -180,7 +184,7 @@ func TestServerWiped(t *testing.T) {
 func TestSnapshotRestored(t *testing.T) {
 	t.Parallel()
 	srv := consultest.Start(t)
-	s := client(t, consul.Config{Addresses: []string{srv.Addr()}})
+	s := client(t, consul.Config{Addresses: []string{srv.Addr()}, Wait: longWait})
 	ctx := within(t)
 	put(t, s, "net/a", "old")
 	backup, _, err := raw(t, srv).Snapshot().Save(nil)
@@ -195,13 +199,34 @@ func TestSnapshotRestored(t *testing.T) {
 	want := map[kvstore.Selector]int{kvstore.Under("net/"): 1, kvstore.OneKey("net/a"): 1, kvstore.OneKey("net/b"): 0}
 	since := make(map[kvstore.Selector]kvstore.Revision)
 	waiting := make(map[kvstore.Selector]<-chan watched)
+	start := func() {
+		for sel := range want {
+			v, err := s.List(ctx, sel)
+			if err != nil {
+				t.Fatal(err)
+			}
+			since[sel] = v.Revision
+			waiting[sel] = watch(ctx, s, sel, v.Revision)
+		}
+	}
+	// A round with a change first, so that the connections are not new ones.
+	start()
+	if _, err := s.Txn(ctx, new(kvstore.Txn).Put("net/a", []byte("newer")).Put("net/b", []byte("newer"))); err != nil {
+		t.Fatal(err)
+	}
 	for sel := range want {
-		v, err := s.List(ctx, sel)
-		if err != nil {
+		if w := <-waiting[sel]; w.err != nil || w.v.Revision <= since[sel] {
+			t.Fatalf("watch %s since %d: %+v, %v", sel, since[sel], w.v, w.err)
+		}
+	}
+	start()
+	// Only a query that the server has when it is restored is ended by that, and
+	// one is enough for all. These calls come after the queries were started, and
+	// give them the time of as many round trips; the restore takes its own.
+	for range 50 {
+		if _, err := s.Get(ctx, "net/a"); err != nil {
 			t.Fatal(err)
 		}
-		since[sel] = v.Revision
-		waiting[sel] = watch(ctx, s, sel, v.Revision)
 	}
 	if err := raw(t, srv).Snapshot().Restore(nil, backup); err != nil {
 		t.Fatal(err)
