@@ -185,6 +185,7 @@ func (r *run) made(name string) (*nl.Link, error) {
 
 // remove deletes a link, which may be gone already.
 func (r *run) remove(l *nl.Link) error {
+	r.a.touched[l.Index] = true // it goes down before it goes, with an event each
 	err := one(r.ctx, r.a.h, nl.DelLink{Link: l.Ref})
 	if errors.Is(err, nl.ErrNotFound) {
 		r.suspicious, err = true, nil // memory was wrong

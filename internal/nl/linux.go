@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/vishvananda/netlink"
-	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/carrick-net/carrick/netns"
@@ -150,7 +149,12 @@ func (h *handle) NSID(ctx context.Context, other netns.Namespace) (NSID, error) 
 // library runs fn with a handle of the library inside the namespace, again when
 // the listing was interrupted.
 func (h *handle) library(ctx context.Context, op string, fn func(*netlink.Handle) error) error {
-	l, err := netlink.NewHandleAt(vnetns.NsHandle(h.ns.FD()), unix.NETLINK_ROUTE)
+	// Not NewHandleAt, which does not notice when a thread cannot be brought back.
+	var l *netlink.Handle
+	err := netns.Do(h.ns, func() (err error) {
+		l, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("%s: open netlink handle: %w", op, err)
 	}

@@ -17,8 +17,8 @@ import (
 
 // Kernel opens handles. [Linux] is the real one; package nltest has a fake.
 type Kernel interface {
-	// Open returns a handle whose messages are sent inside ns. It keeps working
-	// after ns is closed.
+	// Open returns a handle whose messages are sent inside ns, which must stay
+	// open as long as the handle.
 	Open(ctx context.Context, ns netns.Namespace) (Handle, error)
 }
 

@@ -257,6 +257,8 @@ func (k *Kernel) delete(l *link) {
 	if s.links[l.Index] != l {
 		return
 	}
+	l.Up = false
+	l.emit() // it goes down before it goes
 	delete(s.links, l.Index)
 	maps.DeleteFunc(s.self, func(k selfKey, _ []nl.FDBEntry) bool { return k.link == l.Index })
 	maps.DeleteFunc(s.bridged, func(_ bridgedKey, r nl.FDBEntry) bool { return r.Link == l.Index || r.Of == l.Index })
