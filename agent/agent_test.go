@@ -16,6 +16,7 @@ import (
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/internal/nltest"
 	"github.com/carrick-net/carrick/internal/sim"
+	"github.com/carrick-net/carrick/kvstore"
 	"github.com/carrick-net/carrick/kvstore/memory"
 	"github.com/carrick-net/carrick/plan"
 )
@@ -191,8 +192,58 @@ func TestLostMemorySweepsNothing(t *testing.T) {
 	before := a.kernel.Dump()
 	a.startRec()
 	sim.Eventually(t, "the problem is told", func() bool { return len(a.rec.Problems()) == 1 })
+	// Nor does any later start.
+	for range 2 {
+		a.stop()
+		a.Crash()
+		a.Start()
+		a.startRec()
+		sim.Eventually(t, "the problem is told again", func() bool { return len(a.rec.Problems()) == 1 })
+	}
 	if a.kernel.Dump() != before {
 		t.Errorf("swept:\n%s", a.kernel.Dump())
+	}
+}
+
+// One port that cannot be removed is nobody else's problem.
+func TestAnotherPortsFailureFailsNoJoin(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	a := newHost(t, s, 1)
+	n := a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+	old := a.MustRun(n, sim.Run{})
+	a.MustRun(n, sim.Run{})
+	a.stop() // so that the removal and the next Join fall into one pass
+	a.Attach(nil)
+	a.Host.Stop(old)
+	a.startRec()
+	for range 3 {
+		a.kernel.FailNext("DelLink", unix.EBUSY)
+		a.MustRun(n, sim.Run{})
+	}
+}
+
+// A host that is missing from the store, or whose record a newer agent wrote,
+// keeps its containers' rows.
+func TestMissingHostRecordCutsNobodyOff(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	a, b := newHost(t, s, 1), newHost(t, s, 2)
+	na, nb := a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"}), b.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+	a.MustRun(na, sim.Run{})
+	cb := b.MustRun(nb, sim.Run{})
+	a.holds("b's container", cb.MAC.String())
+	key := "v1/host/" + string(b.Cluster.Self())
+	for _, t2 := range []*kvstore.Txn{
+		(&kvstore.Txn{}).Put(key, []byte(`{"v":99}`)),
+		(&kvstore.Txn{}).Delete(key),
+	} {
+		if _, err := a.Store.Txn(t.Context(), t2); err != nil {
+			t.Fatal(err)
+		}
+		// A change that is seen after it.
+		cb2 := b.MustRun(nb, sim.Run{})
+		a.holds("both of b's containers", cb.MAC.String(), cb2.MAC.String(), "192.0.2.2")
 	}
 }
 
@@ -213,16 +264,23 @@ func TestRestartWithoutTheStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.startRec()
-	err := a.rec.Realize(t.Context(), networkOf(t, a, na), ca.Endpoint)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	err := a.rec.Realize(ctx, networkOf(t, a, na), ca.Endpoint)
 	if !errors.Is(err, agent.ErrNoSnapshot) {
 		t.Errorf("realize: %v, want ErrNoSnapshot", err)
 	}
+	waiting := make(chan error, 1)
+	go func() { waiting <- a.rec.Realize(t.Context(), networkOf(t, a, na), ca.Endpoint) }()
 	if a.kernel.Dump() != before {
 		t.Errorf("changed without knowing:\n%s\nwas\n%s", a.kernel.Dump(), before)
 	}
 	b.Stop(cb)
 	a.Store.Heal()
 	a.holds("the store's news", "!"+cb.MAC.String(), ca.MAC.String())
+	if err := <-waiting; err != nil {
+		t.Errorf("a Join that waited for the store: %v", err)
+	}
 }
 
 func networkOf(t *testing.T, h *host, n *sim.Network) carrick.NetworkID {

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -25,9 +26,9 @@ import (
 	"github.com/carrick-net/carrick/plan"
 )
 
-// ErrNoSnapshot: the network is in the kernel and its facts could not be read
+// ErrNoSnapshot: the network is in the kernel and its facts have not been read
 // since the agent started, so nothing may be changed in it yet.
-var ErrNoSnapshot = errors.New("the network's facts are not known yet, the store does not answer")
+var ErrNoSnapshot = errors.New("the network's facts have not been read from the store yet")
 
 // Facts is what the agent needs of the cluster.
 type Facts interface {
@@ -59,6 +60,8 @@ type Config struct {
 type Reconciler struct {
 	cfg Config
 
+	stopped chan struct{} // closed when Run has ended
+
 	mu      sync.Mutex
 	run     *errgroup.Group               // nil outside Run; guarded by mu
 	ctx     context.Context               // of run; guarded by mu
@@ -77,14 +80,15 @@ func New(cfg Config) *Reconciler {
 	if cfg.Linger == 0 {
 		cfg.Linger = time.Minute
 	}
-	return &Reconciler{cfg: cfg, workers: map[carrick.NetworkID]*worker{}, found: map[carrick.NetworkID]bool{}}
+	return &Reconciler{cfg: cfg, stopped: make(chan struct{}), workers: map[carrick.NetworkID]*worker{}, found: map[carrick.NetworkID]bool{}}
 }
 
 func (r *Reconciler) String() string { return "reconcile" }
 
 // Run adopts what the kernel holds, keeps it right until ctx ends, and leaves it
-// there: traffic goes on without the agent.
+// there: traffic goes on without the agent. It runs once.
 func (r *Reconciler) Run(ctx context.Context) error {
+	defer close(r.stopped)
 	existing, err := r.cfg.Overlay.List(ctx)
 	if ctx.Err() != nil {
 		return nil
@@ -117,9 +121,11 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	return err
 }
 
-// sweep removes namespaces of networks that this host no longer has. The journal
-// says which those are; it does so only once the host is registered, because a
-// host that lost its journal has networks it does not know.
+// sweep has a pass made over every network that is in the kernel and has no
+// worker: its plan, made of the journal at that moment, is that nothing exists.
+// It waits until the host is registered, because one that lost its memory is
+// refused there; and what was in the kernel when the journal was made is left
+// alone for good, because nobody knows what runs in it.
 func (r *Reconciler) sweep(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -128,36 +134,26 @@ func (r *Reconciler) sweep(ctx context.Context) error {
 	}
 	jr := r.cfg.Facts.Journal()
 	r.mu.Lock()
-	found := len(r.found)
+	found := slices.Sorted(maps.Keys(r.found))
 	r.mu.Unlock()
-	if jr.Fresh() && found > 0 {
-		r.note(fmt.Sprintf("%d networks are in the kernel and the state directory is new: they are left alone; restart their containers, then remove the namespaces that remain (ip netns ls)", found))
-		return nil
+	strangers := jr.Strangers()
+	if jr.Fresh() {
+		strangers = found
 	}
-	for attempt := 0; ; attempt++ {
-		keep := map[carrick.NetworkID]bool{}
-		for _, n := range jr.Networks() {
-			if len(jr.Endpoints(n.Conf.ID)) > 0 {
-				keep[n.Conf.ID] = true
-			}
-		}
-		r.mu.Lock()
-		for id := range r.workers {
-			keep[id] = true // its worker decides
-		}
-		r.mu.Unlock()
-		gone, err := r.cfg.Overlay.Sweep(ctx, keep)
-		if len(gone) > 0 {
-			r.cfg.Log.Info("removed networks without endpoints", "networks", gone)
-		}
-		if err == nil || ctx.Err() != nil {
-			return nil
-		}
-		r.cfg.Log.Warn("cannot remove leftover networks", "err", err)
-		if !wait(ctx, retryDelay(attempt)) {
-			return nil
+	strangers = slices.DeleteFunc(strangers, func(id carrick.NetworkID) bool { return !slices.Contains(found, id) })
+	if err := jr.SetStrangers(strangers); err != nil {
+		return err
+	}
+	if len(strangers) > 0 {
+		r.note(fmt.Sprintf("%d networks in the kernel are older than the state directory and left alone: restart their containers, then remove what remains (ip netns del %s...)",
+			len(strangers), plan.Namespace(strangers[0])))
+	}
+	for _, id := range found {
+		if !slices.Contains(strangers, id) {
+			r.Changed(id)
 		}
 	}
+	return nil
 }
 
 func (r *Reconciler) note(problem string) {
@@ -189,8 +185,12 @@ func (r *Reconciler) Realize(ctx context.Context, id carrick.NetworkID, ep carri
 	case err := <-verdict:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("the kernel was not ready in time: %w", ctx.Err())
+	case <-r.stopped:
+		return errors.New("the agent is stopping")
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return fmt.Errorf("the kernel was not ready in time: %w", errors.Join(ctx.Err(), w.state.Err))
 }
 
 // worker returns a network's worker, starting it if needed. r.mu must be held.

@@ -90,7 +90,7 @@ func (w *worker) retire(applier *datapath.Applier) bool {
 	defer w.r.mu.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.waiters) > 0 || len(w.kick) > 0 {
+	if len(w.waiters) > 0 || len(w.kick) > 0 || len(w.r.cfg.Facts.Journal().Endpoints(w.id)) > 0 {
 		return false
 	}
 	if err := applier.Close(); err != nil {
@@ -127,7 +127,7 @@ func (w *worker) pass(ctx context.Context, applier *datapath.Applier) (present, 
 		ok = ok && e == nil
 	}
 	// Without a snapshot there is nothing to retry: its arrival starts a pass.
-	return want.Present, ok || errors.Is(err, ErrNoSnapshot) && len(waiters) == 0
+	return want.Present, ok || errors.Is(err, ErrNoSnapshot)
 }
 
 // plan makes the plan of now. [ErrNoSnapshot] if the facts known so far must not
@@ -141,6 +141,11 @@ func (w *worker) plan() (plan.Network, error) {
 		return plan.Network{}, err
 	}
 	want := plan.Make(v, w.r.cfg.Facts.Self())
+	if want.Present {
+		// Whoever asked for the facts may have seen them dropped since: a network
+		// in the kernel is followed, whatever else happened.
+		w.r.cfg.Facts.Follow(w.id)
+	}
 	if want.Present && !complete && w.r.wasFound(w.id) {
 		return want, ErrNoSnapshot
 	}
@@ -156,7 +161,7 @@ func (w *worker) record(want plan.Network, report datapath.Report, err error) {
 	drift.FDB += report.Drift.FDB
 	drift.Bridged += report.Drift.Bridged
 	drift.Neigh += report.Drift.Neigh
-	if err != nil && (w.state.Err == nil || w.state.Err.Error() != err.Error()) {
+	if err != nil && !errors.Is(err, ErrNoSnapshot) && (w.state.Err == nil || w.state.Err.Error() != err.Error()) {
 		w.r.cfg.Log.Warn("network not as it should be, trying again", "network", w.id, "err", err)
 	}
 	if err == nil && w.state.Err != nil {
@@ -177,18 +182,25 @@ func (w *worker) record(want plan.Network, report datapath.Report, err error) {
 }
 
 // answer gives every waiter its endpoint's verdict, or keeps it for another try.
+// The verdict is about the endpoint alone: what else is wrong with the network
+// must not fail its containers.
 func (w *worker) answer(waiters []waiter, report datapath.Report, err error) {
 	var again []waiter
 	for _, x := range waiters {
-		verdict, planned := report.Endpoints[x.ep]
+		verdict, tried := report.Endpoints[x.ep]
 		switch {
+		case errors.Is(err, ErrNoSnapshot):
+			again = append(again, x) // its arrival starts a pass; Realize's caller has a limit
+			continue
+		case tried:
 		case err != nil:
 			verdict = err
-		case !planned:
-			verdict = fmt.Errorf("endpoint %s was removed meanwhile", x.ep.Short())
+		default:
+			x.verdict <- fmt.Errorf("endpoint %s was removed meanwhile", x.ep.Short())
+			continue
 		}
 		x.tries++
-		if verdict != nil && planned && x.tries < joinTries || err != nil && x.tries < joinTries {
+		if verdict != nil && x.tries < joinTries {
 			again = append(again, x)
 			continue
 		}

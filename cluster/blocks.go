@@ -55,6 +55,14 @@ func (c *Cluster) tryClaim(ctx context.Context, id carrick.NetworkID, block neti
 	if confVer == 0 {
 		return fmt.Errorf("claim block %s: network %s: %w", block, id, ErrUnknownNetwork)
 	}
+	// Who is leaving must not come to own anything: its blocks have been freed.
+	_, aliasVer, err := get[aliasRecord](ctx, c, keyAlias(id, c.self))
+	if err != nil {
+		return err
+	}
+	if aliasVer == 0 {
+		return fmt.Errorf("claim block %s: network %s is not on this host: %w", block, id, ErrUnknownNetwork)
+	}
 	owner, ver, err := get[holderRecord](ctx, c, key)
 	switch {
 	case err != nil:
@@ -63,7 +71,7 @@ func (c *Cluster) tryClaim(ctx context.Context, id carrick.NetworkID, block neti
 		return fmt.Errorf("claim block %s of network %s: %w (%s)", block, id, ErrBlockTaken, owner.Host)
 	case ver == 0:
 		var encErr error
-		t := (&kvstore.Txn{}).Version(keyConf(id), confVer).Absent(key)
+		t := (&kvstore.Txn{}).Version(keyConf(id), confVer).Version(keyAlias(id, c.self), aliasVer).Absent(key)
 		put(t, &encErr, key, &holderRecord{envelope{schema}, c.self})
 		if encErr != nil {
 			return encErr

@@ -74,7 +74,8 @@ type Cluster struct {
 	jr    *journal.Journal
 	log   *slog.Logger
 
-	ready chan struct{} // closed once registered
+	ready     chan struct{} // closed once registered
+	hostsRead chan struct{} // closed once hostsOK
 
 	// creating is held for reading from a create's commit in the store until it is
 	// in the journal, and for writing by whoever removes aliases that the journal
@@ -86,7 +87,7 @@ type Cluster struct {
 	lastErr error // why the registration has not succeeded yet
 	run     *running
 	nets    map[carrick.NetworkID]*netState
-	hosts   map[carrick.HostID]carrick.Host
+	hosts   map[carrick.HostID]carrick.Host // never shrinks: see watchHosts
 	alive   map[carrick.HostID]bool
 	hostsOK bool // hosts was read at least once
 	aliveOK bool
@@ -105,15 +106,16 @@ func New(cfg Config) *Cluster {
 		cfg.LeaseTTL = 15 * time.Second
 	}
 	return &Cluster{
-		cfg:   cfg,
-		self:  cfg.Journal.Identity().Host,
-		store: cfg.Store,
-		jr:    cfg.Journal,
-		log:   cfg.Log,
-		ready: make(chan struct{}),
-		nets:  map[carrick.NetworkID]*netState{},
-		hosts: map[carrick.HostID]carrick.Host{},
-		alive: map[carrick.HostID]bool{},
+		cfg:       cfg,
+		self:      cfg.Journal.Identity().Host,
+		store:     cfg.Store,
+		jr:        cfg.Journal,
+		log:       cfg.Log,
+		ready:     make(chan struct{}),
+		hostsRead: make(chan struct{}),
+		nets:      map[carrick.NetworkID]*netState{},
+		hosts:     map[carrick.HostID]carrick.Host{},
+		alive:     map[carrick.HostID]bool{},
 	}
 }
 
@@ -267,8 +269,9 @@ func put(t *kvstore.Txn, err *error, key string, r versioned) {
 	t.Put(key, raw)
 }
 
-// IsUnavailable says whether an error means that the store could not be asked,
-// rather than that it said no.
+// IsUnavailable says whether an error means that the store has not answered the
+// question: it was away, refused to know us, or took too long. What was asked may
+// have happened.
 func IsUnavailable(err error) bool {
 	return errors.Is(err, kvstore.ErrUnavailable) || errors.Is(err, kvstore.ErrDenied) || errors.Is(err, context.DeadlineExceeded)
 }

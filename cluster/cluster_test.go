@@ -9,6 +9,7 @@ import (
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster"
 	"github.com/carrick-net/carrick/internal/sim"
+	"github.com/carrick-net/carrick/kvstore"
 	"github.com/carrick-net/carrick/kvstore/memory"
 )
 
@@ -79,6 +80,38 @@ func TestLostRepliesOfPublications(t *testing.T) {
 	})
 }
 
+// A head that cannot be read, and is mended later, costs only the time between.
+func TestDamagedHead(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	a, b := sim.NewHost(t, s, 1), sim.NewHost(t, s, 2)
+	na, nb := a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/16"}), b.MustCreate("app", sim.Create{Subnet: "10.42.0.0/16"})
+	b.MustRun(nb, sim.Run{})
+	a.MustRun(na, sim.Run{})
+	rec, err := a.Cluster.Journal().ByAlias(na.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := "v1/net/" + string(rec.Conf.ID) + "/head"
+	good, err := a.Store.Get(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"", "{", `{"v":2,"seq":99}`, `{"v":1,"seq":18446744073709551615}`} {
+		if _, err := a.Store.Txn(t.Context(), (&kvstore.Txn{}).Put(key, []byte(bad))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := a.Store.Txn(t.Context(), (&kvstore.Txn{}).Put(key, good.Value)); err != nil {
+		t.Fatal(err)
+	}
+	c := a.MustRun(na, sim.Run{})
+	sim.Eventually(t, "b sees the new container", func() bool {
+		v, ok := b.View(nb)
+		return ok && strings.Contains(strings.Join(endpoints(v, a.Cluster.Self()), " "), c.Addr.Addr().String())
+	})
+}
+
 // A host that dies is lost when its lease ends, and keeps what it owns.
 func TestLostHostKeepsItsAddresses(t *testing.T) {
 	t.Parallel()
@@ -110,6 +143,22 @@ func TestLostHostKeepsItsAddresses(t *testing.T) {
 	}
 	a.Start()
 	sim.Eventually(t, "a is alive again", alive(true))
+}
+
+// After one failed question a quiet host notices by itself that the store is
+// back.
+func TestTheStoresReturnIsNoticed(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	a := sim.NewHost(t, s, 1)
+	a.Store.FailNext(memory.List, kvstore.ErrUnavailable)
+	if _, err := a.Cluster.StoredNetworks(t.Context()); err == nil {
+		t.Fatal("a failed list succeeded")
+	}
+	if a.Cluster.Health().Err == nil {
+		t.Error("the failure is not in the health")
+	}
+	sim.Eventually(t, "well again", func() bool { return a.Cluster.Health().Err == nil })
 }
 
 // A lease that the store ended is made anew.

@@ -41,7 +41,7 @@ func encode(r versioned) ([]byte, error) {
 
 // decode reads a record of the store. It never panics whatever the bytes are,
 // and refuses what the rest of the program must not see: ids that are not ids,
-// prefixes that are not masked, addresses outside of their pool.
+// prefixes that are not masked, ranges outside of their pool.
 func decode[T any, P interface {
 	*T
 	versioned
@@ -262,14 +262,10 @@ func (r *headRecord) validate() error {
 // since returns the changes after have, or false if the ring does not reach back
 // that far.
 func (r *headRecord) since(have uint64) ([]change, bool) {
-	if r.Seq < have {
+	if r.Seq < have || r.Seq-have > uint64(len(r.Ring)) {
 		return nil, false
 	}
-	n := int(r.Seq - have)
-	if n > len(r.Ring) {
-		return nil, false
-	}
-	return r.Ring[len(r.Ring)-n:], true
+	return r.Ring[uint64(len(r.Ring))-(r.Seq-have):], true
 }
 
 // Bounds of the ring: a watcher wakes for each change and receives the whole

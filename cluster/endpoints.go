@@ -89,10 +89,20 @@ func (c *Cluster) MarkJoined(id carrick.EndpointID) error {
 // lost, and the endpoint goes with it. An address that is not in use is not an
 // error.
 func (c *Cluster) ReleaseAddress(id carrick.NetworkID, a netip.Addr) error {
+	return c.release(id, a, true)
+}
+
+// ReleaseUnbound is ReleaseAddress for an address that no endpoint has; one that
+// has an endpoint by now is left alone.
+func (c *Cluster) ReleaseUnbound(id carrick.NetworkID, a netip.Addr) error {
+	return c.release(id, a, false)
+}
+
+func (c *Cluster) release(id carrick.NetworkID, a netip.Addr, bound bool) error {
 	var withdrawn bool
 	err := c.jr.Update(func(tx *journal.Tx) error {
 		l, ok := tx.Lease(id, a)
-		if !ok || l.Released != 0 {
+		if !ok || l.Released != 0 || l.Endpoint != "" && !bound {
 			return nil
 		}
 		if l.Endpoint != "" {

@@ -3,11 +3,11 @@ package cluster
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/kvstore"
@@ -19,8 +19,6 @@ type netState struct {
 	follow  context.CancelFunc // nil while not followed
 	loaded  chan struct{}      // closed at the first whole snapshot
 	isLoad  bool
-	gone    bool // the store no longer has the network
-	conf    carrick.Network
 	confVer kvstore.Revision
 	seq     uint64 // of the head that remote stands for
 	head    headRecord
@@ -53,7 +51,7 @@ func (c *Cluster) Follow(id carrick.NetworkID) {
 // startFollow needs c.mu. Before Run there is nobody to follow; Run starts what
 // was asked for by then.
 func (c *Cluster) startFollow(id carrick.NetworkID, n *netState) {
-	if c.run == nil || n.follow != nil || n.gone {
+	if c.run == nil || n.follow != nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(c.run.ctx)
@@ -91,35 +89,25 @@ func (c *Cluster) Loaded(ctx context.Context, id carrick.NetworkID) bool {
 	c.mu.Lock()
 	ch := c.state(id).loaded
 	c.mu.Unlock()
-	select {
-	case <-ch:
-		return true
-	case <-ctx.Done():
-		return false
+	for _, ch := range []<-chan struct{}{ch, c.hostsRead} {
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return false
+		}
 	}
+	return true
 }
 
 // followLoop keeps one network's snapshot. The head is all it blocks on; what
 // the ring cannot tell is read in full.
 func (c *Cluster) followLoop(ctx context.Context, id carrick.NetworkID, n *netState) error {
-	var attempt int
-	return c.watch(ctx, kvstore.OneKey(keyHead(id)), func(v kvstore.View) {
-		for attempt = 0; ; attempt++ {
-			err := c.catchUp(ctx, id, n, v)
-			if err == nil {
-				c.changed(id)
-				return
-			}
-			if ctx.Err() != nil {
-				return
-			}
-			if attempt == 0 {
-				c.log.Warn("cannot read a network's changes", "network", id, "err", err)
-			}
-			if backoff(ctx, attempt, 2*time.Second) != nil {
-				return
-			}
+	return c.watch(ctx, kvstore.OneKey(keyHead(id)), func(v kvstore.View) error {
+		if err := c.catchUp(ctx, id, n, v); err != nil {
+			return err
 		}
+		c.changed(id)
+		return nil
 	})
 }
 
@@ -152,6 +140,11 @@ func (c *Cluster) catchUp(ctx context.Context, id carrick.NetworkID, n *netState
 	for _, ch := range changes {
 		if ch.Reread && ch.Host != c.self {
 			r, _, err := get[endpointsRecord](ctx, c, keyNetHost(id, ch.Host))
+			if errors.Is(err, ErrRecord) {
+				// One host's damaged record must not cost the others' rows.
+				c.log.Error("endpoints of a host ignored", "network", id, "host", ch.Host, "err", err)
+				continue
+			}
 			if err != nil {
 				return err
 			}
@@ -181,7 +174,6 @@ func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState)
 		return fmt.Errorf("read network %s: %w", id, err)
 	}
 	var (
-		conf    confRecord
 		confVer kvstore.Revision
 		head    headRecord
 		headVer kvstore.Revision
@@ -190,9 +182,6 @@ func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState)
 	for _, e := range v.Entries {
 		switch {
 		case e.Key == keyConf(id):
-			if conf, err = decode[confRecord](e.Key, e.Value); err != nil {
-				return err
-			}
 			confVer = e.Version
 		case e.Key == keyHead(id):
 			if head, err = decode[headRecord](e.Key, e.Value); err != nil {
@@ -215,7 +204,7 @@ func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n.conf, n.confVer = conf.Network, confVer
+	n.confVer = confVer
 	n.seq = head.Seq
 	n.setHead(head, headVer)
 	n.remote = map[carrick.HostID]map[carrick.EndpointID]carrick.Endpoint{}

@@ -50,24 +50,34 @@ func (c *Cluster) CreateNetwork(ctx context.Context, w Want) (n carrick.Network,
 			return carrick.Network{}, false, berr
 		}
 	}
-	if err != nil {
+	if err == nil {
+		// Nobody hears of a success after ctx: the engine gave the network up.
+		err = ctx.Err()
+	}
+	if err != nil && (n.ID == "" || !IsUnavailable(err) && ctx.Err() == nil) {
 		return carrick.Network{}, false, err
 	}
-	err = c.jr.Update(func(tx *journal.Tx) error {
+	err = errors.Join(err, c.jr.Update(func(tx *journal.Tx) error {
 		rec, ok := tx.Network(n.ID)
-		if !ok || rec.Leaving {
-			rec = journal.Network{}
+		if ok && !rec.Leaving {
+			return fmt.Errorf("network %s: %w", n.ID, ErrAliased)
 		}
-		rec.Conf = n
-		rec.Aliases = append(rec.Aliases, journal.Alias{Docker: w.Docker, Created: time.Now()})
+		if !ok {
+			rec = journal.Network{Conf: n}
+		}
+		if err != nil {
+			// Whether the store has it is not known. The engine will forget the
+			// network, and so must the store, as soon as it can be asked.
+			rec.Leaving = true
+			rec.Left = append(rec.Left, w.Docker)
+		} else {
+			rec = journal.Network{Conf: n, Aliases: []journal.Alias{{Docker: w.Docker, Created: time.Now()}}}
+		}
 		tx.PutNetwork(rec)
 		return nil
-	})
+	}))
 	if err != nil {
-		// The engine will forget the network, so must the store.
-		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		return carrick.Network{}, false, errors.Join(err, c.dropStored(cctx, n, w.Docker))
+		return carrick.Network{}, false, err
 	}
 	return n, joined, nil
 }
@@ -83,12 +93,12 @@ func (c *Cluster) tryCreate(ctx context.Context, w Want) (carrick.Network, bool,
 	}
 	switch {
 	case id == "" && w.Network != "":
-		return carrick.Network{}, false, fmt.Errorf("option carrick.network=%s: %w with subnet %s under tenant %s", w.Network, ErrUnknownNetwork, w.Pool.Prefix, w.Tenant)
+		return carrick.Network{}, false, fmt.Errorf("option carrick.network=%s: %w with subnet %s under tenant %s: give --ipam-opt carrick.network=%s as well, or the network's --subnet", w.Network, ErrUnknownNetwork, w.Pool.Prefix, w.Tenant, w.Network)
 	case id != "" && w.Network != "" && id != w.Network:
 		return carrick.Network{}, false, fmt.Errorf("option carrick.network=%s: subnet %s is network %s: %w", w.Network, w.Pool.Prefix, id, ErrMismatch)
 	case id != "":
 		n, err := c.tryJoin(ctx, id, w)
-		return n, true, err
+		return n, true, err // with n if it is not known whether it was joined
 	}
 
 	n := w.network()
@@ -119,7 +129,7 @@ func (c *Cluster) tryCreate(ctx context.Context, w Want) (carrick.Network, bool,
 		return carrick.Network{}, false, encErr
 	}
 	if _, err := c.commit(ctx, t); err != nil {
-		return carrick.Network{}, false, fmt.Errorf("create network %s: %w", w.Pool.Prefix, err)
+		return n, false, fmt.Errorf("create network %s: %w", w.Pool.Prefix, err)
 	}
 	return n, false, nil
 }
@@ -164,7 +174,7 @@ func (c *Cluster) tryJoin(ctx context.Context, id carrick.NetworkID, w Want) (ca
 		return carrick.Network{}, encErr
 	}
 	if _, err := c.commit(ctx, t); err != nil {
-		return carrick.Network{}, fmt.Errorf("join network %s: %w", id, err)
+		return conf.Network, fmt.Errorf("join network %s: %w", id, err)
 	}
 	return conf.Network, nil
 }
@@ -369,7 +379,7 @@ func (c *Cluster) DropAlias(ctx context.Context, docker carrick.DockerNetworkID)
 		if last {
 			// Endpoints that the engine lost without telling go with the network.
 			tx.DeleteNetwork(id)
-			rec.Leaving, rec.Left = true, docker
+			rec.Leaving, rec.Left = true, append(rec.Left, docker)
 		}
 		tx.PutNetwork(rec)
 		return nil
@@ -409,9 +419,9 @@ func (c *Cluster) leave(ctx context.Context, id carrick.NetworkID) error {
 
 // dropStored removes this host from a network in the store: its alias, endpoints
 // and blocks; and the network itself if no other host has an alias. If the store
-// has another alias of this host than only, it was joined again meanwhile and
+// has an alias of this host besides only, it was joined again meanwhile and
 // nothing is dropped.
-func (c *Cluster) dropStored(ctx context.Context, n carrick.Network, only carrick.DockerNetworkID) error {
+func (c *Cluster) dropStored(ctx context.Context, n carrick.Network, only []carrick.DockerNetworkID) error {
 	for attempt := 0; ; attempt++ {
 		err := c.tryDrop(ctx, n, only)
 		if !errors.Is(err, kvstore.ErrConflict) || attempt >= createTries {
@@ -423,7 +433,7 @@ func (c *Cluster) dropStored(ctx context.Context, n carrick.Network, only carric
 	}
 }
 
-func (c *Cluster) tryDrop(ctx context.Context, n carrick.Network, only carrick.DockerNetworkID) error {
+func (c *Cluster) tryDrop(ctx context.Context, n carrick.Network, only []carrick.DockerNetworkID) error {
 	v, err := c.store.List(ctx, kvstore.Under(prefixNet(n.ID)))
 	c.heard(err)
 	if err != nil {
@@ -446,8 +456,8 @@ func (c *Cluster) tryDrop(ctx context.Context, n carrick.Network, only carrick.D
 		case e.Key == keyAlias(n.ID, c.self):
 			var a aliasRecord
 			a, err = decode[aliasRecord](e.Key, e.Value)
-			if err == nil && !slices.ContainsFunc(a.Aliases, func(d dockerAlias) bool { return d.Docker == only }) {
-				return nil // what is there is not what was to be dropped
+			if err == nil && slices.ContainsFunc(a.Aliases, func(d dockerAlias) bool { return !slices.Contains(only, d.Docker) }) {
+				return nil // joined again
 			}
 		case strings.HasPrefix(e.Key, prefixAliases(n.ID)):
 			othersRemain = true

@@ -18,6 +18,7 @@ type publisher struct {
 	done    uint64 // generation the store has
 	running bool
 	waiters []pubWaiter
+	err     error // of the last attempt
 
 	known  bool // rec and recVer are what the store has
 	rec    map[carrick.EndpointID]carrick.Endpoint
@@ -30,21 +31,18 @@ type pubWaiter struct {
 }
 
 // Publish makes the store hold what the journal says about this host's
-// endpoints of a network, and waits until it does. On error the publication
-// stays due and is tried again in the background.
+// endpoints of a network, and waits until it does, over a store's short absence
+// as long as ctx allows. On error the publication stays due and is tried again in
+// the background.
 func (c *Cluster) Publish(ctx context.Context, id carrick.NetworkID) error {
+	// A start just after the agent's own, at boot say, waits for the registration.
+	if err := c.WaitReady(ctx); err != nil {
+		return fmt.Errorf("publish endpoints of network %s: %w", id, err)
+	}
 	done := make(chan error, 1)
 	c.mu.Lock()
 	n := c.state(id)
 	n.pub.wanted++
-	if c.run == nil {
-		err := c.lastErr
-		c.mu.Unlock()
-		if err == nil {
-			err = ErrNotReady
-		}
-		return fmt.Errorf("publish endpoints of network %s: %w", id, err)
-	}
 	n.pub.waiters = append(n.pub.waiters, pubWaiter{n.pub.wanted, done})
 	c.startPublish(id, n)
 	c.mu.Unlock()
@@ -55,7 +53,10 @@ func (c *Cluster) Publish(ctx context.Context, id carrick.NetworkID) error {
 		}
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("publish endpoints of network %s: %w", id, ctx.Err())
+		c.mu.Lock()
+		err := n.pub.err
+		c.mu.Unlock()
+		return fmt.Errorf("publish endpoints of network %s: %w", id, errors.Join(ctx.Err(), err))
 	}
 }
 
@@ -96,13 +97,14 @@ func (c *Cluster) publishLoop(ctx context.Context, id carrick.NetworkID, n *netS
 		err := c.publishOnce(ctx, id, n)
 
 		c.mu.Lock()
+		n.pub.err = err
 		if err == nil {
 			n.pub.done = gen
 			attempt = 0
 		}
 		rest := n.pub.waiters[:0]
 		for _, w := range n.pub.waiters {
-			if w.gen <= gen {
+			if w.gen <= gen && !IsUnavailable(err) {
 				w.done <- err
 			} else {
 				rest = append(rest, w)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/carrick-net/carrick"
@@ -25,7 +26,7 @@ func (c *Cluster) registerUntilDone(ctx context.Context) error {
 		c.lastErr = err
 		c.mu.Unlock()
 		if attempt == 0 {
-			c.log.Warn("store not reachable yet, waiting for it", "store", c.store, "err", err)
+			c.log.Warn("not registered with the store yet, trying on", "store", c.store, "err", err)
 		}
 		if err := backoff(ctx, attempt, 2*time.Second); err != nil {
 			return err
@@ -197,13 +198,9 @@ func (c *Cluster) announce(ctx context.Context) (kvstore.Lease, error) {
 	if encErr != nil {
 		return nil, encErr
 	}
-	// The key of an earlier run may still be there, bound to a lease that nobody
-	// renews: replace it, so that its expiry does not take ours away.
-	t := (&kvstore.Txn{}).Delete(keyNode(c.self))
-	if _, err = c.commit(ctx, t); err == nil {
-		_, err = c.commit(ctx, (&kvstore.Txn{}).PutLeased(keyNode(c.self), raw, lease.ID()))
-	}
-	if err != nil {
+	// This takes the key over from an earlier run's lease, whose expiry then does
+	// not take it away.
+	if _, err = c.commit(ctx, (&kvstore.Txn{}).PutLeased(keyNode(c.self), raw, lease.ID())); err != nil {
 		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		return nil, errors.Join(err, lease.Close(cctx))
@@ -211,9 +208,14 @@ func (c *Cluster) announce(ctx context.Context) (kvstore.Lease, error) {
 	return lease, nil
 }
 
+// watchHosts keeps the list of hosts. It only ever learns: a record that is gone
+// or cannot be read any more means that the store lost something or was written
+// by a newer agent, and is no reason to cut off that host's containers.
 func (c *Cluster) watchHosts(ctx context.Context) error {
-	return c.watch(ctx, kvstore.Under(prefixHosts), func(v kvstore.View) {
-		hosts := map[carrick.HostID]carrick.Host{}
+	return c.watch(ctx, kvstore.Under(prefixHosts), func(v kvstore.View) error {
+		c.mu.Lock()
+		hosts := maps.Clone(c.hosts)
+		c.mu.Unlock()
 		for _, e := range v.Entries {
 			r, err := decode[hostRecord](e.Key, e.Value)
 			if err != nil {
@@ -223,14 +225,19 @@ func (c *Cluster) watchHosts(ctx context.Context) error {
 			hosts[r.ID] = r.Host
 		}
 		c.mu.Lock()
-		c.hosts, c.hostsOK = hosts, true
+		c.hosts = hosts
+		if !c.hostsOK {
+			c.hostsOK = true
+			close(c.hostsRead)
+		}
 		c.mu.Unlock()
 		c.changedAll()
+		return nil
 	})
 }
 
 func (c *Cluster) watchNodes(ctx context.Context) error {
-	return c.watch(ctx, kvstore.Under(prefixNodes), func(v kvstore.View) {
+	return c.watch(ctx, kvstore.Under(prefixNodes), func(v kvstore.View) error {
 		alive := map[carrick.HostID]bool{}
 		for _, e := range v.Entries {
 			if r, err := decode[nodeRecord](e.Key, e.Value); err == nil {
@@ -240,6 +247,7 @@ func (c *Cluster) watchNodes(ctx context.Context) error {
 		c.mu.Lock()
 		c.alive, c.aliveOK = alive, true
 		c.mu.Unlock()
+		return nil
 	})
 }
 
@@ -256,8 +264,9 @@ func (c *Cluster) changedAll() {
 }
 
 // watch calls fn with every state of a selection, the first one included, until
-// ctx ends.
-func (c *Cluster) watch(ctx context.Context, sel kvstore.Selector, fn func(kvstore.View)) error {
+// ctx ends. If fn fails the selection is read again from its beginning, after a
+// while: what fn could not use may have been replaced by then.
+func (c *Cluster) watch(ctx context.Context, sel kvstore.Selector, fn func(kvstore.View) error) error {
 	var since kvstore.Revision
 	for attempt := 0; ; {
 		v, err := c.store.Watch(ctx, sel, since)
@@ -265,6 +274,16 @@ func (c *Cluster) watch(ctx context.Context, sel kvstore.Selector, fn func(kvsto
 			return nil
 		}
 		c.heard(err)
+		if err == nil && v.Revision != since {
+			if err = fn(v); err == nil {
+				since = v.Revision
+			} else {
+				since = 0
+			}
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
 		if err != nil {
 			if attempt == 0 {
 				c.log.Warn("watch interrupted", "keys", sel, "err", err)
@@ -279,11 +298,6 @@ func (c *Cluster) watch(ctx context.Context, sel kvstore.Selector, fn func(kvsto
 			c.log.Info("watch goes on", "keys", sel)
 		}
 		attempt = 0
-		if v.Revision == since {
-			continue
-		}
-		since = v.Revision
-		fn(v)
 	}
 }
 

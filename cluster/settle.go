@@ -39,6 +39,7 @@ func (c *Cluster) settle(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		c.probe(ctx)
 		for _, n := range c.jr.Networks() {
 			if !n.Leaving {
 				continue
@@ -47,6 +48,20 @@ func (c *Cluster) settle(ctx context.Context) error {
 				c.log.Debug("network not left yet", "network", n.Conf.ID, "err", err)
 			}
 		}
+	}
+}
+
+// probe asks the store something after a failure, so that its return is noticed
+// on a host where nothing else asks: a watch may wait for minutes.
+func (c *Cluster) probe(ctx context.Context) {
+	c.mu.Lock()
+	failed := c.lastErr != nil
+	c.mu.Unlock()
+	if !failed {
+		return
+	}
+	if _, _, err := get[incarnationRecord](ctx, c, keyIncarnation); err != nil {
+		c.log.Debug("the store still does not answer", "err", err)
 	}
 }
 
@@ -217,8 +232,12 @@ func (c *Cluster) dropStranger(ctx context.Context, n carrick.Network) error {
 	if err != nil || v == 0 || len(a.Aliases) == 0 {
 		return err
 	}
-	c.log.Info("dropping an alias that no engine knows", "network", n.Label(), "docker", a.Aliases[0].Docker.Short())
-	return c.dropStored(ctx, n, a.Aliases[0].Docker)
+	var all []carrick.DockerNetworkID
+	for _, d := range a.Aliases {
+		all = append(all, d.Docker)
+	}
+	c.log.Info("dropping an alias that no engine knows", "network", n.Label(), "docker", all[0].Short())
+	return c.dropStored(ctx, n, all)
 }
 
 // StoredNetworks returns the configuration of every network in the store, sorted

@@ -37,9 +37,10 @@ type Realizer interface {
 	Realize(ctx context.Context, network carrick.NetworkID, endpoint carrick.EndpointID) error
 }
 
-// Reservations hands over the pool that a create reserved.
+// Reservations knows the pool that a create reserved.
 type Reservations interface {
-	Take(prefix netip.Prefix) (ipam.Reservation, error)
+	Reserved(prefix netip.Prefix) (ipam.Reservation, error)
+	Done(ipam.Reservation)
 }
 
 // Config is what a Driver needs; all fields are required.
@@ -48,16 +49,13 @@ type Config struct {
 	Pools    Reservations
 	Realizer Realizer
 	Log      *slog.Logger
-	// StaleAlias, if set, is told that a create was refused because this host has
-	// an alias already: maybe the engine lost it, and somebody should look.
-	StaleAlias func()
 }
 
 // Limits of waiting inside a call.
 const (
 	joinLimit     = 10 * time.Second // Join's verdict
 	snapshotLimit = time.Second      // a network's first snapshot on this host
-	storeLimit    = 8 * time.Second  // publication
+	storeLimit    = 8 * time.Second  // whatever asks the store
 )
 
 // Driver implements [dockerapi.NetworkDriver]. It holds no state of its own:
@@ -88,10 +86,18 @@ func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkReq
 	if data.AddressSpace != dockerapi.AddressSpace {
 		return fmt.Errorf("%w: Docker's own would give the same addresses on every host. Create the network with: docker network create -d carrick --ipam-driver carrick [--subnet PREFIX] NAME", ErrForeignIPAM)
 	}
-	res, err := d.cfg.Pools.Take(data.Pool)
+	for name, a := range data.Aux {
+		if a == data.Gateway {
+			return fmt.Errorf("--aux-address %s=%s is the gateway: choose another, or another --gateway", name, a)
+		}
+	}
+	res, err := d.cfg.Pools.Reserved(data.Pool)
 	if err != nil {
 		return err
 	}
+	defer d.cfg.Pools.Done(res)
+	ctx, cancel := context.WithTimeout(ctx, storeLimit)
+	defer cancel()
 	if res.Network != "" && w.Network != "" && res.Network != w.Network {
 		return fmt.Errorf("-o carrick.network=%s and --ipam-opt carrick.network=%s: give the same id twice", w.Network, res.Network)
 	}
@@ -105,9 +111,6 @@ func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkReq
 	}
 	n, joined, err := d.cfg.Cluster.CreateNetwork(ctx, w)
 	if err != nil {
-		if errors.Is(err, cluster.ErrAliased) && d.cfg.StaleAlias != nil {
-			d.cfg.StaleAlias()
-		}
 		return err
 	}
 	verb := "network created"
@@ -166,7 +169,11 @@ func (d *Driver) CreateEndpoint(ctx context.Context, r dockerapi.CreateEndpointR
 		return none, fmt.Errorf("--mac-address %s: a group address cannot be a container's: make the first octet even", mac)
 	}
 	if holder, host, ok := d.macHolder(n.ID, mac, r.Endpoint); ok {
-		return none, fmt.Errorf("--mac-address %s: %w in network %s by endpoint %s on host %s", mac, ErrMACInUse, n.Label(), holder.Short(), host)
+		what := "--mac-address " + mac.String()
+		if r.MAC.IsZero() {
+			what = fmt.Sprintf("MAC %s, made of address %s", mac, addr)
+		}
+		return none, fmt.Errorf("%s: %w in network %s by endpoint %s on host %s: choose another with --mac-address", what, ErrMACInUse, n.Label(), holder.Short(), host)
 	}
 	cctx, cancel := context.WithTimeout(ctx, storeLimit)
 	defer cancel()

@@ -4,12 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster"
+	"github.com/carrick-net/carrick/cluster/journal"
 	"github.com/carrick-net/carrick/driver"
 	"github.com/carrick-net/carrick/internal/sim"
 	"github.com/carrick-net/carrick/ipam"
@@ -153,6 +156,7 @@ func TestBadCreatesLeaveNothing(t *testing.T) {
 		"gateway is broadcast": {sim.Create{Subnet: "10.60.0.0/24", Gateway: "10.60.0.255"}, []string{"10.60.0.255", "broadcast"}},
 		"too small":            {sim.Create{Subnet: "10.60.0.0/31"}, []string{"10.60.0.0/31", "/30"}},
 		"multicast":            {sim.Create{Subnet: "239.0.0.0/16"}, []string{"239.0.0.0/16"}},
+		"aux is the gateway":   {sim.Create{Subnet: "10.60.0.0/24", Aux: map[string]string{"x": "10.60.0.1"}}, []string{"x=10.60.0.1", "gateway"}},
 		"IPv6":                 {sim.Create{Subnet: "10.60.0.0/24", IPv6: true}, []string{"--ipv6"}},
 	} {
 		_, err := h.NetworkCreate("bad", tt.create)
@@ -422,21 +426,144 @@ func TestRestartRemembers(t *testing.T) {
 	sim.Eventually(t, "no trace", func() bool { return !strings.Contains(s.Dump(), "v1/net/") })
 }
 
-// An alias that reached the store and not the journal is dropped at the next
-// start: the engine never heard that its create had succeeded.
-func TestCrashBetweenStoreAndJournal(t *testing.T) {
+// A create whose reply was lost leaves nothing: the engine never heard that it
+// had succeeded.
+func TestCreateWithALostReply(t *testing.T) {
 	t.Parallel()
 	s := memory.NewServer()
 	h := sim.NewHost(t, s, 1)
 	before := stable(s)
 	h.Store.LoseReplies(1)
-	_, err := h.NetworkCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
-	if err == nil {
+	if _, err := h.NetworkCreate("app", sim.Create{Subnet: "10.42.0.0/24"}); err == nil {
 		t.Fatal("create succeeded although its reply was lost")
 	}
+	if stable(s) == before {
+		t.Fatal("the create did not reach the store, so this shows nothing")
+	}
+	sim.Eventually(t, "no trace", func() bool { return stable(s) == before })
+	// Nor is a network lost that is joined right after a lost try.
+	h.Store.LoseReplies(1)
+	_, _ = h.NetworkCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+	n := h.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+	h.MustRun(n, sim.Run{})
 	h.Crash()
 	h.Start()
+	h.MustRun(n, sim.Run{})
+	if err := h.NetworkRm("app"); err != nil {
+		t.Error(err)
+	}
 	sim.Eventually(t, "no trace", func() bool { return stable(s) == before })
+}
+
+// An alias that reached the store and not the journal is dropped at the next
+// start.
+func TestCrashBetweenStoreAndJournal(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	h := sim.NewHost(t, s, 1)
+	before := stable(s)
+	h.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+	h.Crash()
+	if err := os.WriteFile(filepath.Join(h.Dir, "state.db"), emptyJournal(t, h), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.Start()
+	sim.Eventually(t, "no trace", func() bool { return stable(s) == before })
+}
+
+// emptyJournal is the host's journal as it was before its first network.
+func emptyJournal(t *testing.T, h *sim.Host) []byte {
+	t.Helper()
+	j, err := journal.Open(h.Dir, "machine-"+h.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range j.Networks() {
+		if err := j.Update(func(tx *journal.Tx) error { tx.DeleteNetwork(n.Conf.ID); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(filepath.Join(h.Dir, "state.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+// A container that starts while its agent is still registering, as at boot, or
+// while the store changes its leader, waits instead of failing.
+func TestStartsWaitForAShortAbsence(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	h := sim.NewHost(t, s, 1)
+	n := h.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+	h.Stop(h.MustRun(n, sim.Run{})) // so that it has a block
+	run := func() chan error {
+		done := make(chan error, 1)
+		go func() { _, err := h.Run(n, sim.Run{}); done <- err }()
+		return done
+	}
+	h.Crash()
+	h.Store.Cut()
+	if err := h.StartCut(); err != nil {
+		t.Fatal(err)
+	}
+	atBoot := run()
+	sim.Eventually(t, "the store was asked in vain", func() bool { return h.Cluster.Health().Err != nil })
+	h.Store.Heal()
+	if err := <-atBoot; err != nil {
+		t.Errorf("at boot: %v", err)
+	}
+	h.Store.Cut()
+	later := run()
+	sim.Eventually(t, "the publication was tried in vain", func() bool { return h.Cluster.Health().Pending > 0 })
+	h.Store.Heal()
+	if err := <-later; err != nil {
+		t.Errorf("over a short absence: %v", err)
+	}
+}
+
+// A block whose claim was never answered is used, not stranded.
+func TestLostClaimsAreTakenUp(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	h := sim.NewHost(t, s, 1)
+	n := h.MustCreate("app", sim.Create{Subnet: "10.42.0.0/29"})
+	h.Store.LoseReplies(1)
+	if _, err := h.Run(n, sim.Run{}); err == nil {
+		t.Fatal("a container started although the claim's reply was lost")
+	}
+	for i := range 5 { // all that a /29 has beside the gateway
+		if _, err := h.Run(n, sim.Run{}); err != nil {
+			t.Fatalf("container %d: %v", i, err)
+		}
+	}
+}
+
+// The subnet that was chosen last is chosen again if there is no other.
+func TestTheLastFreeDefaultPool(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	h := sim.NewHost(t, s, 1)
+	// The simulation's default pool has 128 prefixes; leave one.
+	h.MustCreate("low", sim.Create{Subnet: "10.128.0.0/10"})
+	h.MustCreate("high", sim.Create{Subnet: "10.192.0.0/11"})
+	h.MustCreate("higher", sim.Create{Subnet: "10.224.0.0/12"})
+	h.MustCreate("more", sim.Create{Subnet: "10.240.0.0/13"})
+	h.MustCreate("and more", sim.Create{Subnet: "10.248.0.0/14"})
+	h.MustCreate("yet more", sim.Create{Subnet: "10.252.0.0/15"})
+	h.MustCreate("last but one", sim.Create{Subnet: "10.254.0.0/16"})
+	for range 3 {
+		if n := h.MustCreate("chosen", sim.Create{}); n.Subnet.String() != "10.255.0.0/16" {
+			t.Errorf("chose %s", n.Subnet)
+		}
+		if err := h.NetworkRm("chosen"); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // ReleaseAddress without DeleteEndpoint (lost while the agent was down) takes the

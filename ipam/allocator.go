@@ -105,17 +105,19 @@ func addrs(p netip.Prefix) func(yield func(netip.Addr) bool) {
 }
 
 // ChoosePool returns the first candidate prefix after the one offered last that
-// overlaps nothing in busy, going round once.
+// overlaps nothing in busy, going round once; the one offered last itself only if
+// there is no other.
 func ChoosePool(from []DefaultPool, after netip.Prefix, busy []netip.Prefix) (netip.Prefix, bool) {
-	var first, next netip.Prefix
+	var first, next, last netip.Prefix
 	passed := !after.IsValid()
 	for _, d := range from {
 		for p := range d.candidates() {
-			if p == after {
-				passed = true
+			if overlapsAny(p, busy) {
+				passed = passed || p == after
 				continue
 			}
-			if overlapsAny(p, busy) {
+			if p == after {
+				passed, last = true, p
 				continue
 			}
 			if passed {
@@ -129,6 +131,9 @@ func ChoosePool(from []DefaultPool, after netip.Prefix, busy []netip.Prefix) (ne
 		if next.IsValid() {
 			return next, true
 		}
+	}
+	if !first.IsValid() {
+		first = last
 	}
 	return first, first.IsValid()
 }

@@ -47,7 +47,13 @@ type Config struct {
 	HostPrefixes func(context.Context) ([]netip.Prefix, error)
 	Log          *slog.Logger
 	Now          func() time.Time // nil: time.Now
+	// StaleAlias, if set, is told that a create was refused because this host has
+	// an alias already: maybe the engine lost it, and somebody should look.
+	StaleAlias func()
 }
+
+// storeLimit bounds a call that asks the store: an engine serialises its callers.
+const storeLimit = 8 * time.Second
 
 // Driver implements [dockerapi.IPAMDriver].
 type Driver struct {
@@ -56,8 +62,10 @@ type Driver struct {
 	// topUp holds networks whose blocks are getting full.
 	topUp chan carrick.NetworkID
 
-	mu    sync.Mutex
-	locks map[carrick.NetworkID]*sync.Mutex // guarded by mu; one allocation at a time per network
+	mu sync.Mutex
+	// claims has one place per network, held while a block is claimed for it, so
+	// that many containers starting at once claim one block. Guarded by mu.
+	claims map[carrick.NetworkID]chan struct{}
 }
 
 var _ dockerapi.IPAMDriver = (*Driver)(nil)
@@ -68,10 +76,10 @@ func New(cfg Config) *Driver {
 		cfg.Now = time.Now
 	}
 	return &Driver{
-		cfg:   cfg,
-		res:   newReservations(cfg.Now),
-		topUp: make(chan carrick.NetworkID, 64),
-		locks: map[carrick.NetworkID]*sync.Mutex{},
+		cfg:    cfg,
+		res:    newReservations(cfg.Now),
+		topUp:  make(chan carrick.NetworkID, 64),
+		claims: map[carrick.NetworkID]chan struct{}{},
 	}
 }
 
@@ -95,6 +103,16 @@ func (d *Driver) Run(ctx context.Context) error {
 
 // RequestPool reserves a prefix for the CreateNetwork that follows.
 func (d *Driver) RequestPool(ctx context.Context, r dockerapi.RequestPoolRequest) (dockerapi.RequestPoolResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeLimit)
+	defer cancel()
+	resp, err := d.requestPool(ctx, r)
+	if errors.Is(err, cluster.ErrAliased) && d.cfg.StaleAlias != nil {
+		d.cfg.StaleAlias()
+	}
+	return resp, err
+}
+
+func (d *Driver) requestPool(ctx context.Context, r dockerapi.RequestPoolRequest) (dockerapi.RequestPoolResponse, error) {
 	fail := func(err error) (dockerapi.RequestPoolResponse, error) {
 		return dockerapi.RequestPoolResponse{}, err
 	}
@@ -221,15 +239,18 @@ func (d *Driver) ReleasePool(_ context.Context, id string) error {
 	return nil
 }
 
-// Take ends a reservation because a network is being made of it.
-func (d *Driver) Take(prefix netip.Prefix) (Reservation, error) {
+// Reserved returns the reservation of a prefix of which a network is being made.
+// It stays until Done, so that no second create slips in between.
+func (d *Driver) Reserved(prefix netip.Prefix) (Reservation, error) {
 	r, ok := d.res.get(prefix)
 	if !ok {
 		return Reservation{}, fmt.Errorf("subnet %s: %w: the create took longer than %s or the agent restarted meanwhile: try again", prefix, ErrNoReservation, reservationLife)
 	}
-	d.res.drop(r.Tenant, prefix)
 	return r, nil
 }
+
+// Done ends a reservation: its network has been made, or not.
+func (d *Driver) Done(r Reservation) { d.res.drop(r.Tenant, r.Prefix) }
 
 // RequestAddress reserves a gateway or auxiliary address of a pool that is being
 // created, or allocates an endpoint's address from a network's pool.
@@ -238,6 +259,8 @@ func (d *Driver) RequestAddress(ctx context.Context, r dockerapi.RequestAddressR
 	if err != nil {
 		return dockerapi.RequestAddressResponse{}, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, storeLimit)
+	defer cancel()
 	var addr netip.Addr
 	if n, ok := d.bound(tenant, prefix); !ok {
 		addr, err = d.reserveAddress(ctx, tenant, prefix, r)
@@ -312,16 +335,22 @@ func (d *Driver) ReleaseAddress(_ context.Context, id string, addr netip.Addr) e
 	return d.cfg.Cluster.ReleaseAddress(n.ID, addr)
 }
 
-func (d *Driver) lock(id carrick.NetworkID) func() {
+// claiming takes the one place to claim blocks of a network, and returns how to
+// leave it.
+func (d *Driver) claiming(ctx context.Context, id carrick.NetworkID) (func(), error) {
 	d.mu.Lock()
-	l := d.locks[id]
-	if l == nil {
-		l = &sync.Mutex{}
-		d.locks[id] = l
+	place := d.claims[id]
+	if place == nil {
+		place = make(chan struct{}, 1)
+		d.claims[id] = place
 	}
 	d.mu.Unlock()
-	l.Lock()
-	return l.Unlock
+	select {
+	case place <- struct{}{}:
+		return func() { <-place }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("network %s: waiting for a block of addresses: %w", id, ctx.Err())
+	}
 }
 
 // use reads an address's state within a transaction of the journal.
@@ -334,22 +363,25 @@ func use(tx *journal.Tx, id carrick.NetworkID) func(netip.Addr) Use {
 
 // Allocate gives out an address of a network of this host: want, or one of this
 // host's blocks, claiming the next block when they are full. The address is on
-// disk when it returns. Errors: [ErrOutside], [ErrReserved], [ErrInUse],
-// [ErrFull], or the store's when a block is needed.
+// disk when it returns, and not given out if ctx has ended. Errors: [ErrOutside],
+// [ErrReserved], [ErrInUse], [ErrFull], or the store's when a block is needed.
 func (d *Driver) Allocate(ctx context.Context, id carrick.NetworkID, want netip.Addr) (netip.Addr, error) {
-	defer d.lock(id)()
 	if want.IsValid() {
 		return want, d.allocateExplicit(ctx, id, want)
 	}
+	addr, err := d.allocateAny(ctx, id)
+	if !errors.Is(err, ErrFull) {
+		return addr, err
+	}
+	leave, err := d.claiming(ctx, id)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer leave()
 	for {
-		addr, nearlyFull, err := d.allocateAny(id)
+		// Whoever was here before may have claimed enough for all.
+		addr, err := d.allocateAny(ctx, id)
 		if !errors.Is(err, ErrFull) {
-			if nearlyFull {
-				select {
-				case d.topUp <- id:
-				default: // the queue is full of others; the next allocation asks again
-				}
-			}
 			return addr, err
 		}
 		if err := d.claimNext(ctx, id); err != nil {
@@ -358,8 +390,12 @@ func (d *Driver) Allocate(ctx context.Context, id carrick.NetworkID, want netip.
 	}
 }
 
-func (d *Driver) allocateAny(id carrick.NetworkID) (addr netip.Addr, nearlyFull bool, err error) {
+func (d *Driver) allocateAny(ctx context.Context, id carrick.NetworkID) (addr netip.Addr, err error) {
+	nearlyFull := false
 	err = d.cfg.Cluster.Journal().Update(func(tx *journal.Tx) error {
+		if err := ctx.Err(); err != nil {
+			return err // the engine was answered already
+		}
 		n, ok := tx.Network(id)
 		if !ok || n.Leaving {
 			return fmt.Errorf("network %s: %w", id, journal.ErrNotFound)
@@ -374,10 +410,16 @@ func (d *Driver) allocateAny(id carrick.NetworkID) (addr netip.Addr, nearlyFull 
 		nearlyFull = taken*4 >= total*3
 		return nil
 	})
-	return addr, nearlyFull, err
+	if nearlyFull && err == nil {
+		select {
+		case d.topUp <- id:
+		default: // the queue is full of others; the next allocation asks again
+		}
+	}
+	return addr, err
 }
 
-// claimNext claims the next free block. The caller holds the network's lock.
+// claimNext claims the next free block. The caller has the place to claim.
 func (d *Driver) claimNext(ctx context.Context, id carrick.NetworkID) error {
 	n, err := d.cfg.Cluster.Journal().Network(id)
 	if err != nil {
@@ -389,7 +431,12 @@ func (d *Driver) claimNext(ctx context.Context, id carrick.NetworkID) error {
 		if err != nil {
 			return fmt.Errorf("network %s: this host's addresses are used up and no block can be claimed: %w", n.Conf.Label(), err)
 		}
-		b, ok := NextBlock(pool, func(b netip.Prefix) bool { _, taken := owned[b]; return taken })
+		// A block of ours that the journal does not have is one whose claim was never
+		// answered: it is taken up first.
+		b, ok := NextBlock(pool, func(b netip.Prefix) bool {
+			owner, taken := owned[b]
+			return taken && (owner != d.cfg.Cluster.Self() || slices.Contains(n.Blocks, b))
+		})
 		if !ok {
 			return fmt.Errorf("network %s (%s): %w: all %d blocks have owners and this host's are used up: remove containers here, or make a network with a larger subnet",
 				n.Conf.Label(), pool.AllocRange(), ErrFull, len(owned))
@@ -404,7 +451,11 @@ func (d *Driver) claimNext(ctx context.Context, id carrick.NetworkID) error {
 // claimAhead claims the next block when three quarters of the addresses are out,
 // so that a container's start does not have to wait for the store.
 func (d *Driver) claimAhead(ctx context.Context, id carrick.NetworkID) error {
-	defer d.lock(id)()
+	leave, err := d.claiming(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	n, err := d.cfg.Cluster.Journal().Network(id)
 	if err != nil {
 		return err
@@ -439,6 +490,12 @@ func (d *Driver) allocateExplicit(ctx context.Context, id carrick.NetworkID, wan
 		}
 	}
 	return d.cfg.Cluster.Journal().Update(func(tx *journal.Tx) error {
+		if err := ctx.Err(); err != nil {
+			return err // the engine was answered already
+		}
+		if n, ok := tx.Network(id); !ok || n.Leaving || !slices.Contains(n.Blocks, block) {
+			return fmt.Errorf("network %s: %w", id, journal.ErrNotFound)
+		}
 		if l, ok := tx.Lease(id, want); ok && l.Released == 0 {
 			holder := "an endpoint that is being created or removed"
 			if l.Endpoint != "" {

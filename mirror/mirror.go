@@ -18,7 +18,7 @@ type Facts interface {
 	NameAlias(ctx context.Context, id carrick.DockerNetworkID, name string) error
 	DropAlias(ctx context.Context, id carrick.DockerNetworkID) error
 	RemoveEndpoint(id carrick.EndpointID) error
-	ReleaseAddress(id carrick.NetworkID, a netip.Addr) error
+	ReleaseUnbound(id carrick.NetworkID, a netip.Addr) error
 }
 
 // Config is what a Mirror needs.
@@ -49,6 +49,8 @@ type Mirror struct {
 	aliases   absences[carrick.DockerNetworkID]
 	endpoints absences[carrick.EndpointID]
 	orphans   absences[orphan]
+	// told has the aliases that a warning was logged about.
+	told map[carrick.DockerNetworkID]bool
 
 	mu   sync.Mutex
 	err  error     // of the last look; guarded by mu
@@ -91,7 +93,7 @@ func New(cfg Config) *Mirror {
 	if cfg.Orphaned == 0 {
 		cfg.Orphaned = 2 * time.Minute
 	}
-	return &Mirror{cfg: cfg, kick: make(chan struct{}, 1)}
+	return &Mirror{cfg: cfg, kick: make(chan struct{}, 1), told: map[carrick.DockerNetworkID]bool{}}
 }
 
 func (m *Mirror) String() string { return "mirror" }
@@ -182,7 +184,7 @@ func (m *Mirror) look(ctx context.Context) (again bool) {
 				m.absentAlias(ctx, n, a)
 				continue
 			}
-			if name != a.Name {
+			if name != a.Name || n.Conf.Name == "" { // or the store has not heard it yet
 				if err := m.cfg.Facts.NameAlias(ctx, a.Docker, name); err != nil {
 					m.cfg.Log.Debug("name not recorded yet", "network", name, "err", err)
 				}
@@ -204,6 +206,10 @@ func (m *Mirror) absentAlias(ctx context.Context, n journal.Network, a journal.A
 		return
 	}
 	if len(m.cfg.Facts.Journal().Endpoints(n.Conf.ID)) > 0 {
+		if m.told[a.Docker] {
+			return
+		}
+		m.told[a.Docker] = true
 		m.cfg.Log.Warn("the engine does not know a network that has endpoints here: is --docker the engine that uses this agent?", "network", n.Conf.Label(), "docker", a.Docker.Short())
 		return
 	}
@@ -245,7 +251,7 @@ func (m *Mirror) lookAtAddresses(n journal.Network) {
 			continue
 		}
 		m.cfg.Log.Info("releasing an address without an endpoint", "network", n.Conf.Label(), "addr", addr)
-		if err := m.cfg.Facts.ReleaseAddress(n.Conf.ID, addr); err != nil {
+		if err := m.cfg.Facts.ReleaseUnbound(n.Conf.ID, addr); err != nil {
 			m.cfg.Log.Warn("address not released", "err", err)
 		}
 	}

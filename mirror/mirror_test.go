@@ -133,7 +133,7 @@ func (f *facts) RemoveEndpoint(id carrick.EndpointID) error {
 	return f.jr.Update(func(tx *journal.Tx) error { tx.DeleteEndpoint(id); return nil })
 }
 
-func (f *facts) ReleaseAddress(id carrick.NetworkID, a netip.Addr) error {
+func (f *facts) ReleaseUnbound(id carrick.NetworkID, a netip.Addr) error {
 	return f.jr.Update(func(tx *journal.Tx) error { tx.Release(id, a); return nil })
 }
 

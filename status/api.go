@@ -89,10 +89,8 @@ func Serve(ctx context.Context, path string, h http.Handler, log *slog.Logger) e
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("admin socket: %w", err)
 	}
-	// The state directory's lock says that no other agent of this host runs, so
-	// what is there was left by a crash.
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("admin socket: remove leftover: %w", err)
+	if err := removeLeftover(ctx, path); err != nil {
+		return fmt.Errorf("admin socket %s: %w", path, err)
 	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "unix", path)
@@ -103,6 +101,25 @@ func Serve(ctx context.Context, path string, h http.Handler, log *slog.Logger) e
 		return errors.Join(fmt.Errorf("admin socket: %w", err), l.Close())
 	}
 	return serve(ctx, l, h, log)
+}
+
+// removeLeftover removes the socket of an agent that crashed: one that nobody
+// answers on.
+func removeLeftover(ctx context.Context, path string) error {
+	fi, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case fi.Mode().Type() != os.ModeSocket:
+		return errors.New("something that is no socket is there: remove it, or give another --api-socket")
+	}
+	var d net.Dialer
+	if conn, err := d.DialContext(ctx, "unix", path); err == nil {
+		return errors.Join(errors.New("another agent answers on it: stop it, or give this one another --api-socket"), conn.Close())
+	}
+	return os.Remove(path)
 }
 
 // ServeTCP serves h on a TCP address until ctx ends.

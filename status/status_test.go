@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -108,7 +109,12 @@ func TestLeftoverSocket(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "carrick.sock")
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
+	crashed, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	crashed.SetUnlinkOnClose(false)
+	if err := crashed.Close(); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -122,9 +128,23 @@ func TestLeftoverSocket(t *testing.T) {
 			t.Fatal(<-done)
 		}
 	}
+	// A second agent is refused, and takes nothing away.
+	if err := status.Serve(ctx, path, status.Handler(fake{}, quiet), quiet); err == nil || !strings.Contains(err.Error(), "--api-socket") {
+		t.Errorf("second agent: %v", err)
+	}
+	if _, err := c.Status(t.Context()); err != nil {
+		t.Error(err)
+	}
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+	plain := filepath.Join(dir, "plain")
+	if err := os.WriteFile(plain, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := status.Serve(t.Context(), plain, status.Handler(fake{}, quiet), quiet); err == nil {
+		t.Error("a plain file was replaced by a socket")
 	}
 }
 

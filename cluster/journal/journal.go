@@ -66,8 +66,9 @@ type Network struct {
 	Blocks  []netip.Prefix  `json:"blocks,omitempty"` // owned by this host, in the order of their claims
 	// Leaving: the engine has removed its last alias; what remains is to tell the
 	// store. Nothing new starts on it.
-	Leaving bool                    `json:"leaving,omitempty"`
-	Left    carrick.DockerNetworkID `json:"left,omitempty"` // the alias it left
+	Leaving bool `json:"leaving,omitempty"`
+	// Left are the aliases that the store may still have of this host.
+	Left []carrick.DockerNetworkID `json:"left,omitempty"`
 }
 
 // Endpoint is an endpoint that runs on this host.
@@ -101,6 +102,9 @@ type Journal struct {
 	id    Identity
 	fresh bool
 
+	// strangers is guarded by mu below.
+	strangers []carrick.NetworkID
+
 	// mu guards everything below, and orders updates: what is in memory is what is
 	// on disk.
 	mu        sync.RWMutex
@@ -116,6 +120,7 @@ var (
 	bucketEndpoints = []byte("endpoints")
 	bucketLeases    = []byte("leases")
 	keyIdentity     = []byte("identity")
+	keyStrangers    = []byte("strangers")
 )
 
 // Open opens or makes the journal in dir and binds it to the machine. The
@@ -153,6 +158,30 @@ func (j *Journal) Close() error { return j.db.Close() }
 // is either its first start or the loss of its state directory.
 func (j *Journal) Fresh() bool { return j.fresh }
 
+// Strangers are networks that were in the kernel when the journal was made, so
+// that it cannot say whether anything of theirs still runs.
+func (j *Journal) Strangers() []carrick.NetworkID {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	return slices.Clone(j.strangers)
+}
+
+// SetStrangers replaces the list, durably.
+func (j *Journal) SetStrangers(ids []carrick.NetworkID) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	raw, err := json.Marshal(ids)
+	if err != nil {
+		return err
+	}
+	err = j.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyStrangers, raw) })
+	if err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
+	j.strangers = slices.Clone(ids)
+	return nil
+}
+
 // Identity returns who this host is.
 func (j *Journal) Identity() Identity { return j.id }
 
@@ -164,6 +193,11 @@ func (j *Journal) load(machine string) error {
 		}
 		if err := j.identify(meta, machine); err != nil {
 			return err
+		}
+		if raw := meta.Get(keyStrangers); raw != nil {
+			if err := json.Unmarshal(raw, &j.strangers); err != nil {
+				return fmt.Errorf("strangers: %w: %w", ErrCorrupt, err)
+			}
 		}
 		if err := loadBucket(tx, bucketNetworks, func(_ string, n Network) error {
 			j.networks[n.Conf.ID] = n
@@ -381,16 +415,6 @@ func (tx *Tx) Release(id carrick.NetworkID, a netip.Addr) {
 	tx.PutLease(Lease{Network: id, Addr: a, Released: tx.releases})
 }
 
-// ForgetBlock removes what is remembered of the addresses of a block that this
-// host no longer owns.
-func (tx *Tx) ForgetBlock(id carrick.NetworkID, block netip.Prefix) {
-	for k := range tx.j.leases {
-		if k.net == id && block.Contains(k.addr) {
-			tx.leases[k] = nil
-		}
-	}
-}
-
 // Network returns a network's record, or [ErrNotFound].
 func (j *Journal) Network(id carrick.NetworkID) (Network, error) {
 	j.mu.RLock()
@@ -473,5 +497,6 @@ func (j *Journal) Leases(id carrick.NetworkID) map[netip.Addr]Lease {
 func (n Network) clone() Network {
 	n.Aliases = slices.Clone(n.Aliases)
 	n.Blocks = slices.Clone(n.Blocks)
+	n.Left = slices.Clone(n.Left)
 	return n
 }

@@ -118,6 +118,10 @@ func agentConfig(flags *pflag.FlagSet, stderr io.Writer) (daemon.Config, *slog.L
 			return none, nil, fmt.Errorf("--node is not given and the host has no name: %w", err)
 		}
 	}
+	pools := k.Strings("default-pool")
+	if s, ok := k.Get("default-pool").(string); ok { // one, in a file
+		pools = strings.Fields(s)
+	}
 	audit, err := time.ParseDuration(k.String("audit"))
 	if err != nil {
 		return none, nil, fmt.Errorf("--audit %q: want a duration like 30s or 1m", k.String("audit"))
@@ -125,7 +129,7 @@ func agentConfig(flags *pflag.FlagSet, stderr io.Writer) (daemon.Config, *slog.L
 	return daemon.Config{
 		Store: k.String("store"), StateDir: k.String("state-dir"), PluginSocket: k.String("plugin-socket"), APISocket: k.String("api-socket"),
 		Docker: k.String("docker"), Node: node, Advertise: k.String("advertise"), HTTP: k.String("http"), NetnsDir: k.String("netns-dir"),
-		DefaultPools: k.Strings("default-pool"), TokenFile: k.String("consul-token-file"), Audit: audit, Version: version,
+		DefaultPools: pools, TokenFile: k.String("consul-token-file"), Audit: audit, Version: version,
 	}, log, nil
 }
 

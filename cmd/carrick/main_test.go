@@ -113,6 +113,17 @@ func TestPrecedence(t *testing.T) {
 	if err != nil || cfg.HTTP != "127.0.0.1:1" || len(cfg.DefaultPools) != 1 {
 		t.Errorf("CARRICK_CONFIG was not read: %+v, %v", cfg, err)
 	}
+	t.Setenv("CARRICK_DEFAULT_POOL", "")
+	if err := os.Unsetenv("CARRICK_DEFAULT_POOL"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte("default-pool: base=10.0.0.0/8,size=24\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, _, err = agentConfig(parse(), io.Discard)
+	if err != nil || len(cfg.DefaultPools) != 1 || cfg.DefaultPools[0] != "base=10.0.0.0/8,size=24" {
+		t.Errorf("one pool in a file became %q, %v", cfg.DefaultPools, err)
+	}
 	if err := os.WriteFile(path, []byte("nod: x\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -94,10 +94,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		tasks = append(tasks, src.mirror)
 	}
 	addresses := ipam.New(ipam.Config{
-		Cluster: cl, Defaults: pools, HostPrefixes: overlay.HostPrefixes, Log: log.With("part", "ipam"),
+		Cluster: cl, Defaults: pools, HostPrefixes: overlay.HostPrefixes, Log: log.With("part", "ipam"), StaleAlias: stale,
 	})
 	networks := driver.New(driver.Config{
-		Cluster: cl, Pools: addresses, Realizer: src.rec, Log: log.With("part", "driver"), StaleAlias: stale,
+		Cluster: cl, Pools: addresses, Realizer: src.rec, Log: log.With("part", "driver"),
 	})
 	server, err := dockerapi.NewServer(dockerapi.Config{
 		Network: networks, IPAM: addresses, Log: log.With("part", "dockerapi"), Observe: metrics.Call,
