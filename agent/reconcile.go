@@ -261,15 +261,3 @@ func (r *Reconciler) Problems() []string {
 func retryDelay(attempt int) time.Duration {
 	return min(50*time.Millisecond<<min(attempt, 7), 5*time.Second)
 }
-
-// wait returns false if ctx ends first.
-func wait(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
