@@ -10,7 +10,7 @@
 # NAME is consul, golangci-lint, dockerd (which brings docker-proxy) or runc.
 # Paths go to stdout, one executable a line; everything else to stderr. What was
 # built is kept in ${CARRICK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/carrick}/bin
-# under the hash of its go.mod and go.sum. Parallel runs wait for each other.
+# under the hash of its go.mod, its go.sum and how it is built. Parallel runs wait for each other.
 
 set -euo pipefail
 
@@ -51,7 +51,10 @@ gobuild() {
         ;;
     dockerd)
         local tags='netgo osusergo static_build exclude_graphdriver_btrfs exclude_disk_quota'
-        CGO_ENABLED=0 "${go[@]}" -tags "$tags" -o "$1/dockerd" github.com/moby/moby/v2/cmd/dockerd
+        local version
+        version=$(go list -C "$here/$module" -m -f '{{.Version}}' github.com/moby/moby/v2)
+        CGO_ENABLED=0 "${go[@]}" -tags "$tags" -ldflags "-X github.com/moby/moby/v2/dockerversion.Version=${version#v}" \
+            -o "$1/dockerd" github.com/moby/moby/v2/cmd/dockerd
         CGO_ENABLED=0 "${go[@]}" -tags "$tags" -o "$1/docker-proxy" github.com/moby/moby/v2/cmd/docker-proxy
         ;;
     runc)
@@ -66,7 +69,7 @@ gobuild() {
 install() {
     local name=$1 module hint exes sum dir exe
     describe "$name"
-    sum=$(cat -- "$here/$module/go.mod" "$here/$module/go.sum" | sha256sum | cut -c1-12)
+    sum=$({ cat -- "$here/$module/go.mod" "$here/$module/go.sum" && declare -f gobuild; } | sha256sum | cut -c1-12)
     dir=$bin/$name-$sum
     if [[ ! -d $dir ]]; then
         [[ -z $only_path ]] || die "$name is not built: run tools/install.sh $name"
