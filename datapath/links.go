@@ -103,7 +103,8 @@ func (r *run) settle(l *nl.Link, want shape) (changed bool, err error) {
 	}
 	set.NoAddrGen = !l.NoAddrGen
 	if want.master.Index != 0 && (l.Port == nil || *l.Port != portFlags) {
-		set.Port = &portFlags
+		p := portFlags
+		set.Port = &p
 	}
 	if set != (nl.SetLink{Link: l.Ref}) {
 		changed = true
@@ -118,7 +119,7 @@ func (r *run) settle(l *nl.Link, want shape) (changed bool, err error) {
 			l.Alias = set.Alias
 		}
 		if set.Port != nil {
-			p := portFlags
+			p := *set.Port
 			l.Port = &p
 		}
 	}

@@ -68,16 +68,18 @@ func (a *Applier) look(ev nl.Events, batch []nl.LinkEvent, err error) (reason st
 	return a.judge(batch, touched), true
 }
 
-// judge returns what of a batch was not our doing. Of a link that we touched,
-// the last event alone counts: the ones before are steps on the way. Of others
-// each counts, since a device that went down and up again has lost rows.
+// judge returns what of a batch was not our doing. Of a link that we touched, or
+// that is not known, the last event alone counts: the ones before are steps on
+// the way, or of a link that a reading since then has shown to be gone. Of
+// others each counts, since a device that went down and up again has lost rows.
 func (a *Applier) judge(batch []nl.LinkEvent, touched map[int]bool) string {
 	last := map[int]int{}
 	for i, e := range batch {
 		last[e.Link.Index] = i
 	}
 	for i, e := range batch {
-		if touched[e.Link.Index] && last[e.Link.Index] != i {
+		known := a.links != nil && a.links.byIndex[e.Link.Index] != nil
+		if (touched[e.Link.Index] || !known) && last[e.Link.Index] != i {
 			continue
 		}
 		if reason := a.strange(e); reason != "" {
