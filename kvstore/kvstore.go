@@ -229,7 +229,7 @@ type Store interface {
 	// (a bounded wait ended): the caller compares revisions and calls again. It
 	// is level-triggered: states between two calls may be skipped, the last one
 	// never is. With since 0 the view is as fresh as List's; otherwise it may be
-	// a moment behind a write that ended elsewhere, but never older than since.
+	// a moment behind a write that has ended, but never older than since.
 	// A revision lower than since means that the store lost its past (restored,
 	// replaced); the view is nonetheless whole. The reverse does not hold: a
 	// store that lost its past and grew again may show any revision.

@@ -175,8 +175,12 @@ func find() (string, error) {
 	cmd := exec.Command(filepath.Join(root, "tools", "install.sh"), "--path", "consul")
 	out, err := cmd.Output()
 	if err != nil {
-		return "", errors.New("consultest: this test needs a Consul server, and there is none built: " +
-			"run make tools (or tools/install.sh consul, the first time about 10 minutes), or set CARRICK_CONSUL to an executable")
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(exit.Stderr))
+		}
+		return "", fmt.Errorf("consultest: this test needs a Consul server, and there is none built: "+
+			"run make tools (or tools/install.sh consul, the first time about 10 minutes), or set CARRICK_CONSUL to an executable: %w", err)
 	}
 	return strings.TrimSpace(string(out)), nil
 }

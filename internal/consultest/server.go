@@ -33,6 +33,7 @@ type Server struct {
 	binary string
 	dir    string
 	acl    bool
+	conns  int
 	ports  ports
 	proc   *process
 }
@@ -43,6 +44,14 @@ type Option func(*Server)
 // WithACL turns access control on: without a token nothing is allowed, and
 // [Server.Token] may do everything.
 func WithACL() Option { return func(s *Server) { s.acl = true } }
+
+// DefaultConns is Consul's own limit of connections from one client address.
+const DefaultConns = 200
+
+// WithConns limits the connections from one client address to n. A server of
+// tests has many clients on one address, so without this the limit is far above
+// [DefaultConns].
+func WithConns(n int) Option { return func(s *Server) { s.conns = n } }
 
 // Start starts a server of the test's own, which ends with the test.
 func Start(t testing.TB, opts ...Option) *Server {
@@ -61,7 +70,7 @@ func launch(dir string, opts ...Option) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{binary: binary, dir: dir}
+	s := &Server{binary: binary, dir: dir, conns: 10 * DefaultConns}
 	for _, o := range opts {
 		o(s)
 	}
@@ -182,6 +191,7 @@ func (s *Server) settings() map[string]any {
 		"client_addr":             "127.0.0.1",
 		"ports":                   s.ports.settings(),
 		"performance":             map[string]any{"raft_multiplier": 1},
+		"limits":                  map[string]any{"http_max_conns_per_client": s.conns},
 		"connect":                 map[string]any{"enabled": false},
 		"disable_update_check":    true,
 		"disable_host_node_id":    true, // two servers on one machine are two nodes

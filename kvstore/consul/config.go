@@ -19,7 +19,7 @@ import (
 const (
 	DefaultPrefix  = "carrick"
 	DefaultTimeout = 5 * time.Second
-	DefaultWait    = 60 * time.Second
+	DefaultWait    = 30 * time.Second
 )
 
 // maxPrefix leaves a full transaction within Consul's body limit: the prefix is
@@ -61,7 +61,8 @@ type Config struct {
 	// Timeout bounds every call but the wait of a Watch; after it the store is
 	// unavailable. Default [DefaultTimeout].
 	Timeout time.Duration
-	// Wait bounds a Watch that sees no change, at most 10 minutes. Default
+	// Wait bounds a Watch that sees no change, at most 10 minutes. Consul keeps
+	// counting the connections of an agent that was killed for as long. Default
 	// [DefaultWait].
 	Wait time.Duration
 

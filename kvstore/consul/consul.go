@@ -45,16 +45,17 @@ type Store struct {
 	endpoints []*endpoint
 	current   atomic.Int64 // index of the endpoint in use
 
-	ctx     context.Context // ends with Close
-	cancel  context.CancelFunc
-	keepers sync.WaitGroup // of leases
-	slots   chan struct{}  // one for each watch under way
-	full    sync.Once      // tells that slots are used up
+	ctx        context.Context // ends with Close
+	cancel     context.CancelFunc
+	background sync.WaitGroup // keepers of leases, and flights
+	slots      chan struct{}  // one for each blocking query under way
+	full       sync.Once      // tells that slots are used up
 
 	mu sync.Mutex // guards the rest
 	// seen has the revisions that were returned for a selection since the store
 	// last failed: those it is safe to wait from without looking first.
-	seen map[sighting]struct{}
+	seen    map[sighting]struct{}
+	flights map[sighting]*flight // under way
 	// high is the highest index seen since the store last lost its past; lapsed
 	// is closed and replaced when it does.
 	high   kvstore.Revision
@@ -90,12 +91,13 @@ func Open(cfg Config) (*Store, error) {
 		token = f.Token
 	}
 	s := &Store{
-		cfg:    cfg,
-		log:    cfg.Logger,
-		prefix: cfg.Prefix + "/",
-		slots:  make(chan struct{}, maxWatchConns),
-		seen:   make(map[sighting]struct{}),
-		lapsed: make(chan struct{}),
+		cfg:     cfg,
+		log:     cfg.Logger,
+		prefix:  cfg.Prefix + "/",
+		slots:   make(chan struct{}, maxWatchConns),
+		seen:    make(map[sighting]struct{}),
+		flights: make(map[sighting]*flight),
+		lapsed:  make(chan struct{}),
 	}
 	s.probe = s.prefix + "~" + rand.Text()
 	for _, addr := range cfg.Addresses {
@@ -120,7 +122,7 @@ func (s *Store) Close() error {
 	s.isDone = true
 	s.mu.Unlock()
 	s.cancel()
-	s.keepers.Wait()
+	s.background.Wait()
 	for _, e := range s.endpoints {
 		e.idle()
 	}

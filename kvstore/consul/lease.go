@@ -73,7 +73,7 @@ func (s *Store) keep(l *lease, began time.Time) bool {
 	}
 	ctx, stop := context.WithCancel(s.ctx)
 	l.stop = stop
-	s.keepers.Go(func() {
+	s.background.Go(func() {
 		defer close(l.done)
 		defer close(l.lost)
 		defer stop()

@@ -1,9 +1,7 @@
 package consul_test
 
 import (
-	"bytes"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -128,91 +126,5 @@ func TestLeaseRevokedByAnOperator(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), "lease lost") {
 		t.Errorf("the log says %q", log.String())
-	}
-}
-
-// There are more watches than connections: all of them hear of a change, if some
-// of them late, and writes get through all the time.
-func TestMoreWatchesThanConnections(t *testing.T) {
-	t.Parallel()
-	srv := pool.Get(t)
-	s := client(t, consul.Config{Addresses: []string{srv.Addr()}, Prefix: "many", Wait: 200 * time.Millisecond})
-	ctx := within(t)
-	since := put(t, s, "head", "0")
-	const n = 250
-	done := make(chan error, n)
-	for range n {
-		go func() {
-			from := since
-			for {
-				v, err := s.Watch(ctx, kvstore.OneKey("head"), from)
-				if err != nil || string(v.Entries[0].Value) == "end" {
-					done <- err
-					return
-				}
-				from = v.Revision
-			}
-		}()
-	}
-	for i := range 20 {
-		put(t, s, "head", fmt.Sprint(i))
-	}
-	put(t, s, "head", "end")
-	for range n {
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// A transaction within the contract's limits that JSON makes too large for
-// Consul all the same is refused whole.
-func TestTooLargeForTheServer(t *testing.T) {
-	t.Parallel()
-	srv := pool.Get(t)
-	s := client(t, consul.Config{Addresses: []string{srv.Addr()}, Prefix: "large/" + strings.Repeat("<", 100)})
-	txn := new(kvstore.Txn)
-	for i := range kvstore.MaxTxnOps {
-		txn.Put(fmt.Sprintf("%03d%s", i, strings.Repeat("<", kvstore.MaxKey-3)), bytes.Repeat([]byte{1}, 2000))
-	}
-	if err := txn.Check(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Txn(within(t), txn); !errors.Is(err, kvstore.ErrTooLarge) {
-		t.Errorf("got %v", err)
-	}
-	if v, err := s.List(within(t), kvstore.Under("")); err != nil || len(v.Entries) != 0 {
-		t.Errorf("left behind: %d entries, %v", len(v.Entries), err)
-	}
-}
-
-// Two stores on one server, by prefix, do not see each other.
-func TestPrefixes(t *testing.T) {
-	t.Parallel()
-	srv := pool.Get(t)
-	one := client(t, consul.Config{Addresses: []string{srv.Addr()}, Prefix: "prefixes/one"})
-	other := client(t, consul.Config{Addresses: []string{srv.Addr()}, Prefix: "prefixes/one-more"})
-	above := client(t, consul.Config{Addresses: []string{srv.Addr()}, Prefix: "prefixes"})
-	put(t, one, "a", "1")
-	put(t, other, "a", "2")
-	ctx := within(t)
-	for s, want := range map[*consul.Store]string{one: "[a=1]", other: "[a=2]", above: "[one-more/a=2 one/a=1]"} {
-		v, err := s.List(ctx, kvstore.Under(""))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got []string
-		for _, e := range v.Entries {
-			got = append(got, e.Key+"="+string(e.Value))
-		}
-		if fmt.Sprint(got) != want {
-			t.Errorf("%s has %v, want %s", s, got, want)
-		}
-	}
-	if _, err := one.Txn(ctx, new(kvstore.Txn).DeletePrefix("")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := other.Get(ctx, "a"); err != nil {
-		t.Errorf("emptying one store: the other: %v", err)
 	}
 }

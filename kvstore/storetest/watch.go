@@ -139,14 +139,17 @@ var watchStories = []storyOf{
 			s.Errorf("revisions went back: %d", seen)
 		}
 	}},
-	{"many watchers of one key", func(s *story) {
+	{"many watchers, of one key and of many", func(s *story) {
 		const n = 120
 		b := s.other()
 		s.put("head", "0")
-		since := s.list(kvstore.OneKey("head")).Revision
-		waits := make([]func() kvstore.View, n)
-		for i := range waits {
-			waits[i] = s.watching(b, kvstore.OneKey("head"), since, has("head", "1"))
+		since := s.list(kvstore.Under("")).Revision
+		var waits []func() kvstore.View
+		for i := range n {
+			key := fmt.Sprintf("net/%d/head", i)
+			waits = append(waits,
+				s.watching(b, kvstore.OneKey("head"), since, has("head", "1")),
+				s.watching(b, kvstore.OneKey(key), since, has(key, "1")))
 		}
 		// Calls go through while all of them wait.
 		for i := range 10 {
@@ -155,8 +158,13 @@ var watchStories = []storyOf{
 			}
 		}
 		s.put("head", "1")
+		for i := range n {
+			s.put(fmt.Sprintf("net/%d/head", i), "1")
+		}
+		// What one watcher does with its view is not seen by another.
 		for _, w := range waits {
-			w()
+			v := w()
+			clear(v.Entries[0].Value)
 		}
 	}},
 	{"a revision the store never reached", func(s *story) {
