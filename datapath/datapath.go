@@ -81,13 +81,6 @@ func (o *Overlay) Network(id carrick.NetworkID) *Applier {
 	return a
 }
 
-// known says whether somebody asked for the network's applier before.
-func (o *Overlay) known(id carrick.NetworkID) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.networks[id] != nil
-}
-
 // Close ends all appliers. The kernel keeps what it holds: traffic goes on.
 // Nothing may be called after it.
 func (o *Overlay) Close() error {

@@ -261,7 +261,7 @@ func TestASweepAfterARealCrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.start()
-	gone, err := h.o.Sweep(t.Context(), map[carrick.NetworkID]bool{id: true})
+	gone, err := sweep(t.Context(), h.o, id)
 	if err != nil || !slices.Equal(gone, []carrick.NetworkID{half}) {
 		t.Errorf("Sweep = %v, %v", gone, err)
 	}
@@ -269,7 +269,7 @@ func TestASweepAfterARealCrash(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0].VNI != 42 || !slices.Equal(list[0].Ports, []string{port1, port2}) {
 		t.Errorf("List = %+v, %v", list, err)
 	}
-	gone, err = h.o.Sweep(t.Context(), nil)
+	gone, err = sweep(t.Context(), h.o)
 	if err != nil || !slices.Equal(gone, []carrick.NetworkID{id}) {
 		t.Errorf("Sweep = %v, %v", gone, err)
 	}

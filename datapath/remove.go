@@ -88,7 +88,8 @@ type Existing struct {
 }
 
 // List returns the networks that have a namespace on this host, sorted by id,
-// whoever made them. A namespace that goes away meanwhile is left out.
+// whoever made them. A half-made namespace, which a crash left, is listed with
+// nothing in it.
 func (o *Overlay) List(ctx context.Context) ([]Existing, error) {
 	ids, err := o.ids(ctx)
 	if err != nil {
@@ -98,10 +99,7 @@ func (o *Overlay) List(ctx context.Context) ([]Existing, error) {
 	for _, id := range ids {
 		e := Existing{ID: id, Namespace: plan.NamespacePrefix + string(id)}
 		list, err := o.linksOf(ctx, o.cfg.Namespaces, e.Namespace)
-		if errors.Is(err, netns.ErrNotFound) {
-			continue
-		}
-		if err != nil {
+		if err != nil && !errors.Is(err, netns.ErrNotFound) {
 			return nil, fmt.Errorf("list network %s: %w", id, err)
 		}
 		for _, l := range list {
@@ -147,35 +145,4 @@ func (o *Overlay) linksOf(ctx context.Context, store netns.Store, name string) (
 	}
 	defer h.Close()
 	return h.Links(ctx)
-}
-
-// Sweep deletes the namespaces of all networks that are not in keep, and
-// returns which. Only call it with a snapshot known to be complete: a container
-// whose network is swept loses it. One that cannot be deleted does not keep the
-// others from it.
-func (o *Overlay) Sweep(ctx context.Context, keep map[carrick.NetworkID]bool) ([]carrick.NetworkID, error) {
-	ids, err := o.ids(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var gone []carrick.NetworkID
-	var errs []error
-	for _, id := range ids {
-		if keep[id] {
-			continue
-		}
-		known := o.known(id)
-		a := o.Network(id)
-		a.QueueResync("sweep")
-		_, err := a.Apply(ctx, plan.Network{ID: id, Namespace: plan.NamespacePrefix + string(id)})
-		if !known {
-			err = errors.Join(err, a.Close())
-		}
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		gone = append(gone, id)
-	}
-	return gone, errors.Join(errs...)
 }

@@ -1,6 +1,7 @@
 package datapath_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -431,6 +432,23 @@ func TestARestartedAgentAdoptsWithoutAMessage(t *testing.T) {
 	}
 }
 
+// sweep applies to every network in the kernel but those kept that nothing of it
+// should exist, as an agent does at its start, and returns which went.
+func sweep(ctx context.Context, o *datapath.Overlay, keep ...carrick.NetworkID) (gone []carrick.NetworkID, err error) {
+	list, err := o.List(ctx)
+	for _, e := range list {
+		if slices.Contains(keep, e.ID) {
+			continue
+		}
+		_, aerr := o.Network(e.ID).Apply(ctx, plan.Network{ID: e.ID, Namespace: e.Namespace})
+		if aerr == nil {
+			gone = append(gone, e.ID)
+		}
+		err = errors.Join(err, aerr)
+	}
+	return gone, err
+}
+
 func TestSweepDeletesWhatIsNotKeptAndNothingElse(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
@@ -463,11 +481,11 @@ func TestSweepDeletesWhatIsNotKeptAndNothingElse(t *testing.T) {
 	h.k.Recover()
 	h.restart()
 	h.k.FailMessage(1, unix.EBUSY)
-	gone, err := h.o.Sweep(ctx, map[carrick.NetworkID]bool{id: true})
+	gone, err := sweep(ctx, h.o, id)
 	if err == nil || !slices.Equal(gone, []carrick.NetworkID{"000000000000000b", "000000000000000c"}) {
 		t.Errorf("Sweep = %v, %v", gone, err)
 	}
-	if gone, err = h.o.Sweep(ctx, map[carrick.NetworkID]bool{id: true}); err != nil || !slices.Equal(gone, []carrick.NetworkID{"000000000000000a"}) {
+	if gone, err = sweep(ctx, h.o, id); err != nil || !slices.Equal(gone, []carrick.NetworkID{"000000000000000a"}) {
 		t.Errorf("Sweep = %v, %v", gone, err)
 	}
 	names, err := h.k.Namespaces().List(ctx, "")

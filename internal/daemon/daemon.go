@@ -40,6 +40,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	defer closeWith(jr.Close)
 	overlay, err := datapath.Open(ctx, datapath.Config{
 		Kernel: nl.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Log: log.With("part", "datapath"),
+		// Where Docker's own overlay, of a swarm, has its devices: for messages only.
+		Elsewhere: []netns.Store{netns.NewDir(netns.Config{Dir: "/var/run/docker/netns"})},
 	})
 	if err != nil {
 		return err
