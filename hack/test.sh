@@ -102,8 +102,9 @@ tier() {
                 "$work/testreport" fail integration "$results"
                 return 1
             fi
-            # One package after another: each runs engines for several hosts.
-            gotest integration -p 1 -timeout 25m $servers
+            # Two packages at a time: each runs engines for several hosts, and most
+            # of the time they wait.
+            gotest integration -p 2 -timeout 25m $servers
         fi
         ;;
     *) die "unknown tier $1: want lint, unit, kernel or integration" ;;

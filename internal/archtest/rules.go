@@ -65,8 +65,6 @@ func libraries() []library {
 			"flags and files are read in one place; everybody else is given values"},
 		{[]string{"github.com/prometheus"}, []string{"status", "cmd/..."},
 			"packages report through hooks of their own; what is counted and under which name is decided in one place"},
-		{[]string{"pgregory.net/rapid"}, nil,
-			"it is for tests"},
 		{[]string{"testing", "net/http/httptest", "testing/synctest", "testing/fstest"}, nil,
 			"it is for tests"},
 	}
