@@ -1,11 +1,14 @@
 package consul_test
 
 import (
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,7 +48,7 @@ func TestAnswers(t *testing.T) {
 		{"no permission", 403, "Permission denied", true, kvstore.ErrDenied},
 		{"no token", 401, "", false, kvstore.ErrDenied},
 		{"too large", 413, "Request body too large", false, kvstore.ErrTooLarge},
-		{"a bad request", 400, "Bad request", false, kvstore.ErrInvalid},
+		{"a bad request", 400, "Bad request", false, kvstore.ErrUnavailable},
 		{"the wrong port: not found", 404, "404 page not found", false, kvstore.ErrUnavailable},
 		{"the wrong port: found", 200, "[]", false, kvstore.ErrUnavailable},
 		{"a redirect", 301, "", true, kvstore.ErrUnavailable},
@@ -260,6 +263,38 @@ func TestIndexGoesBack(t *testing.T) {
 	}
 }
 
+// A loss that one watch finds out is told to all, also to those that wait where
+// nothing wakes them.
+func TestLossIsToldToAll(t *testing.T) {
+	t.Parallel()
+	x := new(index)
+	waiting := make(chan struct{})
+	s := to(t, fake(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("index") && strings.HasSuffix(r.URL.Path, "/net/a") {
+			close(waiting)
+			<-r.Context().Done()
+			return
+		}
+		x.ServeHTTP(w, r)
+	}))
+	ctx := within(t)
+	x.set(60, 60)
+	for _, sel := range []kvstore.Selector{kvstore.OneKey("net/a"), kvstore.Under("net/")} {
+		if v, err := s.Watch(ctx, sel, 0); err != nil || v.Revision != 60 {
+			t.Fatalf("%+v, %v", v, err)
+		}
+	}
+	stuck := watch(ctx, s, kvstore.OneKey("net/a"), 60)
+	<-waiting
+	x.set(20, 25)
+	if v, err := s.Watch(ctx, kvstore.Under("net/"), 60); err != nil || v.Revision != 25 {
+		t.Fatalf("who finds out: %+v, %v", v, err)
+	}
+	if w := <-stuck; w.err != nil || w.v.Revision != 25 {
+		t.Errorf("who waits: %+v, %v", w.v, w.err)
+	}
+}
+
 // A silent server is left after the time limit, and the caller's own limit is
 // told apart from it.
 func TestTimeLimits(t *testing.T) {
@@ -270,4 +305,38 @@ func TestTimeLimits(t *testing.T) {
 	})
 	s := client(t, consul.Config{Addresses: []string{silent}, Timeout: 50 * time.Millisecond, Wait: 50 * time.Millisecond})
 	allAre(t, everyCall(within(t), s), kvstore.ErrUnavailable)
+}
+
+// Over TLS, the server proves who it is.
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Consul-Index", "7")
+		fmt.Fprint(w, `[{"Key":"carrick/a","ModifyIndex":7}]`)
+	}))
+	t.Cleanup(srv.Close)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	if err := os.WriteFile(ca, cert, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	addr := strings.TrimPrefix(srv.URL, "https://")
+	for _, c := range []struct {
+		name string
+		tls  consul.TLS
+		env  map[string]string
+		want error
+	}{
+		{"a known authority", consul.TLS{Enable: true, CAFile: ca}, nil, nil},
+		{"all from the environment", consul.TLS{}, map[string]string{"CONSUL_HTTP_SSL": "true", "CONSUL_CACERT": ca}, nil},
+		{"no proof wanted", consul.TLS{}, map[string]string{"CONSUL_HTTP_SSL": "1", "CONSUL_HTTP_SSL_VERIFY": "false"}, nil},
+		{"another name", consul.TLS{Enable: true, CAFile: ca, ServerName: "elsewhere.test"}, nil, kvstore.ErrUnavailable},
+		{"an unknown authority", consul.TLS{Enable: true}, nil, kvstore.ErrUnavailable},
+		{"without TLS", consul.TLS{}, nil, kvstore.ErrUnavailable},
+	} {
+		s := client(t, consul.Config{Addresses: []string{addr}, TLS: c.tls, Getenv: func(k string) string { return c.env[k] }})
+		if _, err := s.Get(within(t), "a"); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+	}
 }

@@ -58,9 +58,7 @@ func (e *statusError) sentinel() error {
 		return kvstore.ErrDenied
 	case http.StatusRequestEntityTooLarge:
 		return kvstore.ErrTooLarge
-	case http.StatusBadRequest:
-		return kvstore.ErrInvalid
-	default: // 429, 500 "No cluster leader", a proxy's 502 to 504, not Consul at all
+	default: // 429, 500 "No cluster leader", a proxy's 502 to 504, not Consul at all, TLS expected
 		return kvstore.ErrUnavailable
 	}
 }

@@ -108,9 +108,12 @@ func TestPrefixes(t *testing.T) {
 func TestImpatientWatcher(t *testing.T) {
 	t.Parallel()
 	srv := consultest.Start(t, consultest.WithConns(consultest.DefaultConns))
-	cfg := consul.Config{Addresses: []string{srv.Addr()}}
+	cfg := consul.Config{Addresses: []string{srv.Addr()}, Wait: longWait}
 	s := client(t, cfg)
 	rev := put(t, s, "a", "1")
+	if v, err := s.List(within(t), kvstore.OneKey("a")); err != nil || v.Revision != rev { // from here on a watch may wait at once
+		t.Fatalf("%+v, %v", v, err)
+	}
 	for i := range 300 {
 		ctx, cancel := context.WithTimeout(within(t), time.Millisecond)
 		_, err := s.Watch(ctx, kvstore.OneKey("a"), rev)
@@ -119,14 +122,20 @@ func TestImpatientWatcher(t *testing.T) {
 			t.Fatalf("watch %d: %v", i, err)
 		}
 	}
-	next := watch(within(t), s, kvstore.OneKey("a"), rev)
+	// Neither another watch of this process nor another process suffers.
 	another := client(t, cfg)
+	next := watch(within(t), s, kvstore.OneKey("c"), put(t, another, "c", "1"))
+	put(t, another, "c", "2")
+	if w := <-next; w.err != nil || string(w.v.Entries[0].Value) != "2" {
+		t.Errorf("another watch: %+v, %v", w.v, w.err)
+	}
+	patient := watch(within(t), s, kvstore.OneKey("a"), rev)
 	for call, err := range everyCall(within(t), another) {
 		if err != nil && !errors.Is(err, kvstore.ErrNotFound) {
 			t.Errorf("%s of another process: %v", call, err)
 		}
 	}
-	if w := <-next; w.err != nil || w.v.Revision <= rev {
+	if w := <-patient; w.err != nil || w.v.Revision <= rev {
 		t.Errorf("the patient at last: %+v, %v", w.v, w.err)
 	}
 }

@@ -144,12 +144,11 @@ var watchStories = []storyOf{
 		b := s.other()
 		s.put("head", "0")
 		since := s.list(kvstore.Under("")).Revision
-		var waits []func() kvstore.View
+		var heads, waits []func() kvstore.View
 		for i := range n {
 			key := fmt.Sprintf("net/%d/head", i)
-			waits = append(waits,
-				s.watching(b, kvstore.OneKey("head"), since, has("head", "1")),
-				s.watching(b, kvstore.OneKey(key), since, has(key, "1")))
+			heads = append(heads, s.watching(b, kvstore.OneKey("head"), since, has("head", "1")))
+			waits = append(waits, s.watching(b, kvstore.OneKey(key), since, has(key, "1")))
 		}
 		// Calls go through while all of them wait.
 		for i := range 10 {
@@ -161,9 +160,14 @@ var watchStories = []storyOf{
 		for i := range n {
 			s.put(fmt.Sprintf("net/%d/head", i), "1")
 		}
-		// What one watcher does with its view is not seen by another.
 		for _, w := range waits {
+			w()
+		}
+		for _, w := range heads {
 			v := w()
+			if !has("head", "1")(v) {
+				s.Fatalf("what one watcher did with its view is seen by another: %q", pairs(v))
+			}
 			clear(v.Entries[0].Value)
 		}
 	}},
