@@ -185,9 +185,15 @@ func tidy(ctx context.Context, l *lab.Lab) error {
 		if out, err := h.Docker(ctx, "network", "ls", "-q", "--filter", "driver=carrick"); err != nil {
 			return err
 		} else if ids := strings.Fields(out); len(ids) > 0 {
-			if _, err := h.Docker(ctx, append([]string{"network", "rm"}, ids...)...); err != nil {
+			// An engine says that a container is removed a moment before it has counted
+			// its endpoint out.
+			return lab.Wait(ctx, soon, h.Name()+" to remove its networks", func() error {
+				out, err := h.Docker(ctx, "network", "ls", "-q", "--filter", "driver=carrick")
+				if ids := strings.Fields(out); err == nil && len(ids) > 0 {
+					_, err = h.Docker(ctx, append([]string{"network", "rm"}, ids...)...)
+				}
 				return err
-			}
+			})
 		}
 		return nil
 	})
