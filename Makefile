@@ -37,7 +37,7 @@ test-integration: ## simulated hosts with real engines and a real Consul (root)
 
 .PHONY: test
 test: ## all of them; says what ran, what was skipped and why
-	@if [ "$$(id -u)" = 0 ]; then hack/deps.sh; else hack/deps.sh --check build test; fi
+	@if [ "$$(id -u)" = 0 ]; then hack/deps.sh; else hack/deps.sh --check build test || true; fi
 	@hack/test.sh
 
 .PHONY: fuzz
