@@ -57,23 +57,53 @@ type Container struct {
 	Name string
 }
 
-// Containers returns the containers attached to one of the engine's networks.
-func (e *Engine) Containers(ctx context.Context, id carrick.DockerNetworkID) (map[carrick.EndpointID]Container, error) {
-	n, err := e.cli.NetworkInspect(ctx, string(id), client.NetworkInspectOptions{})
+// Containers returns the engine's containers by their endpoints in any network.
+// It asks for containers, not for networks: looking at a network's endpoints
+// while others come and go makes 20.10 miscount them, and then that network
+// cannot be removed until the engine restarts. A container that is just starting
+// may not be listed yet.
+func (e *Engine) Containers(ctx context.Context) (map[carrick.EndpointID]Container, error) {
+	list, err := e.cli.ContainerList(ctx, client.ContainerListOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("docker engine %s: inspect network %s: %w", e.url, id.Short(), err)
+		return nil, fmt.Errorf("docker engine %s: list containers: %w", e.url, err)
 	}
-	out := make(map[carrick.EndpointID]Container, len(n.Network.Containers))
-	for cid, c := range n.Network.Containers {
-		out[carrick.EndpointID(c.EndpointID)] = Container{ID: cid, Name: strings.TrimPrefix(c.Name, "/")}
+	out := map[carrick.EndpointID]Container{}
+	for _, c := range list.Items {
+		if c.NetworkSettings == nil {
+			continue
+		}
+		name := c.ID
+		if len(c.Names) > 0 {
+			name = strings.TrimPrefix(c.Names[0], "/")
+		}
+		for _, n := range c.NetworkSettings.Networks {
+			if n != nil && n.EndpointID != "" {
+				out[carrick.EndpointID(n.EndpointID)] = Container{ID: c.ID, Name: name}
+			}
+		}
 	}
 	return out, nil
 }
 
-// events calls fn after every network event, until ctx ends or the stream
+// HasEndpoint says whether one of the engine's networks has an endpoint. It is
+// exact, and not for busy moments: see [Engine.Containers].
+func (e *Engine) HasEndpoint(ctx context.Context, id carrick.DockerNetworkID, ep carrick.EndpointID) (bool, error) {
+	n, err := e.cli.NetworkInspect(ctx, string(id), client.NetworkInspectOptions{})
+	if err != nil {
+		return false, fmt.Errorf("docker engine %s: inspect network %s: %w", e.url, id.Short(), err)
+	}
+	for _, c := range n.Network.Containers {
+		if c.EndpointID == string(ep) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// events calls fn after a network came or went, until ctx ends or the stream
 // breaks; the error says why.
 func (e *Engine) events(ctx context.Context, fn func()) error {
-	stream := e.cli.Events(ctx, client.EventsListOptions{Filters: client.Filters{}.Add("type", "network")})
+	stream := e.cli.Events(ctx, client.EventsListOptions{Filters: client.Filters{}.Add("type", "network").Add("event", "create", "destroy")})
 	for {
 		select {
 		case <-ctx.Done():

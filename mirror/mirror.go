@@ -174,6 +174,10 @@ func (m *Mirror) look(ctx context.Context) (again bool) {
 	if err != nil {
 		return false
 	}
+	containers, err := m.cfg.Engine.Containers(ctx)
+	if err != nil {
+		m.cfg.Log.Debug("endpoints not compared", "err", err)
+	}
 	m.aliases.begin()
 	m.endpoints.begin()
 	m.orphans.begin()
@@ -189,7 +193,9 @@ func (m *Mirror) look(ctx context.Context) (again bool) {
 					m.cfg.Log.Debug("name not recorded yet", "network", name, "err", err)
 				}
 			}
-			m.lookAtEndpoints(ctx, n, a)
+			if containers != nil {
+				m.lookAtEndpoints(ctx, n, a, containers)
+			}
 		}
 		m.lookAtAddresses(n)
 	}
@@ -221,19 +227,15 @@ func (m *Mirror) absentAlias(ctx context.Context, n journal.Network, a journal.A
 
 // lookAtEndpoints withdraws endpoints that the engine no longer has: it gave up
 // telling an agent that was away. Only those whose Join has returned count; the
-// engine has those of an alias it lists stored since before their CreateEndpoint.
-func (m *Mirror) lookAtEndpoints(ctx context.Context, n journal.Network, a journal.Alias) {
-	local := m.cfg.Facts.Journal().Endpoints(n.Conf.ID)
-	if len(local) == 0 {
-		return
-	}
-	there, err := m.cfg.Engine.Containers(ctx, a.Docker)
-	if err != nil {
-		m.cfg.Log.Debug("endpoints not compared", "network", n.Conf.Label(), "err", err)
-		return
-	}
-	for _, e := range local {
-		if _, ok := there[e.ID]; ok || e.Docker != a.Docker || !e.Joined || !m.endpoints.missing(e.ID, m.cfg.Patience) {
+// engine has stored them since before their CreateEndpoint.
+func (m *Mirror) lookAtEndpoints(ctx context.Context, n journal.Network, a journal.Alias, containers map[carrick.EndpointID]Container) {
+	for _, e := range m.cfg.Facts.Journal().Endpoints(n.Conf.ID) {
+		if _, ok := containers[e.ID]; ok || e.Docker != a.Docker || !e.Joined || !m.endpoints.missing(e.ID, m.cfg.Patience) {
+			continue
+		}
+		// Missing for long, or a container that takes long to start.
+		if has, err := m.cfg.Engine.HasEndpoint(ctx, a.Docker, e.ID); has || err != nil {
+			m.cfg.Log.Debug("endpoint left alone", "endpoint", e.ID.Short(), "err", err)
 			continue
 		}
 		m.cfg.Log.Info("withdrawing an endpoint that the engine does not have", "network", n.Conf.Label(), "endpoint", e.ID.Short(), "addrs", e.Addrs)

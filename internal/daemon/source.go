@@ -283,19 +283,12 @@ func (s *source) endpoints(ctx context.Context, n status.Network, stored map[car
 // fillLocal adds what only this host knows: containers' names and the kernel's
 // verdicts.
 func (s *source) fillLocal(ctx context.Context, id carrick.NetworkID, eps []status.Endpoint) {
-	names := map[carrick.EndpointID]mirror.Container{}
-	rec, err := s.cluster.Journal().Network(id)
-	if s.engine != nil && err == nil {
-		for _, a := range rec.Aliases {
-			// Names are a courtesy: without the engine the rest is still worth seeing.
-			cctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-			if found, err := s.engine.Containers(cctx, a.Docker); err == nil {
-				for ep, c := range found {
-					names[ep] = c
-				}
-			}
-			cancel()
-		}
+	var names map[carrick.EndpointID]mirror.Container
+	if s.engine != nil {
+		// Names are a courtesy: without the engine the rest is still worth seeing.
+		cctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		names, _ = s.engine.Containers(cctx)
 	}
 	verdicts := map[carrick.EndpointID]error{}
 	for _, st := range s.rec.Networks() {
