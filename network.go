@@ -1,6 +1,7 @@
 package carrick
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -34,6 +35,20 @@ type Pool struct {
 	Gateway netip.Addr            `json:"gateway,omitzero"` // reserved, never given to an endpoint
 	Aux     map[string]netip.Addr `json:"aux,omitempty"`    // --aux-address: reserved by name, never given to an endpoint
 	Block   int                   `json:"block"`            // prefix length of the blocks the pool is cut into
+}
+
+// Validate refuses a pool that the rest of the program must not see: a prefix
+// that is not masked, a block size or range that does not fit it.
+func (p Pool) Validate() error {
+	switch {
+	case !p.Prefix.IsValid() || p.Prefix != p.Prefix.Masked():
+		return fmt.Errorf("pool %v", p.Prefix)
+	case p.Block < p.Prefix.Bits() || p.Block > p.Prefix.Addr().BitLen():
+		return fmt.Errorf("block size /%d of pool %v", p.Block, p.Prefix)
+	case p.Range.IsValid() && (p.Range.Bits() < p.Prefix.Bits() || !p.Prefix.Contains(p.Range.Addr())):
+		return fmt.Errorf("range %v outside pool %v", p.Range, p.Prefix)
+	}
+	return nil
 }
 
 // BlockBits is the prefix length of the blocks of a pool: /16 -> /26, /24 ->

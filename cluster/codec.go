@@ -156,14 +156,8 @@ func (r *confRecord) validate() error {
 		return fmt.Errorf("network %q tenant %q VNI %d with %d pools", r.ID, r.Tenant, r.VNI, len(r.Pools))
 	}
 	for _, p := range r.Pools {
-		if !p.Prefix.IsValid() || p.Prefix != p.Prefix.Masked() {
-			return fmt.Errorf("pool %v", p.Prefix)
-		}
-		if p.Block < p.Prefix.Bits() || p.Block > p.Prefix.Addr().BitLen() {
-			return fmt.Errorf("block size /%d of pool %v", p.Block, p.Prefix)
-		}
-		if p.Range.IsValid() && (p.Range.Bits() < p.Prefix.Bits() || !p.Prefix.Contains(p.Range.Addr())) {
-			return fmt.Errorf("range %v outside pool %v", p.Range, p.Prefix)
+		if err := p.Validate(); err != nil {
+			return err
 		}
 	}
 	return nil

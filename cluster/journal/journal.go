@@ -199,19 +199,28 @@ func (j *Journal) load(machine string) error {
 				return fmt.Errorf("strangers: %w: %w", ErrCorrupt, err)
 			}
 		}
-		if err := loadBucket(tx, bucketNetworks, func(_ string, n Network) error {
+		if err := loadBucket(tx, bucketNetworks, func(key string, n Network) error {
+			if key != string(n.Conf.ID) || !carrick.ValidID(key) || len(n.Conf.Pools) == 0 {
+				return fmt.Errorf("network %q with %d pools", n.Conf.ID, len(n.Conf.Pools))
+			}
 			j.networks[n.Conf.ID] = n
-			return nil
+			return n.Conf.Pools[0].Validate()
 		}); err != nil {
 			return err
 		}
-		if err := loadBucket(tx, bucketEndpoints, func(_ string, e Endpoint) error {
+		if err := loadBucket(tx, bucketEndpoints, func(key string, e Endpoint) error {
+			if key != string(e.ID) || len(e.Addrs) == 0 {
+				return fmt.Errorf("endpoint %q with addresses %v", e.ID, e.Addrs)
+			}
 			j.endpoints[e.ID] = e
 			return nil
 		}); err != nil {
 			return err
 		}
 		return loadBucket(tx, bucketLeases, func(_ string, l Lease) error {
+			if !l.Addr.IsValid() {
+				return fmt.Errorf("address %v", l.Addr)
+			}
 			j.leases[leaseKey{l.Network, l.Addr}] = l
 			j.releases = max(j.releases, l.Released)
 			return nil
@@ -257,7 +266,10 @@ func loadBucket[T any](tx *bbolt.Tx, name []byte, add func(key string, v T) erro
 		if err := json.Unmarshal(raw, &v); err != nil {
 			return fmt.Errorf("%s %q: %w: %w", name, k, ErrCorrupt, err)
 		}
-		return add(string(k), v)
+		if err := add(string(k), v); err != nil {
+			return fmt.Errorf("%s %q: %w: %w", name, k, ErrCorrupt, err)
+		}
+		return nil
 	})
 }
 

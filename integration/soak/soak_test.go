@@ -44,7 +44,7 @@ func TestChurn(t *testing.T) {
 	t.Logf("CARRICK_SEED=%d", seed)
 
 	l := lab.New(t, lab.Options{Agents: true})
-	w := &world{Lab: l, rand: rand.New(rand.NewPCG(seed, seed)), nets: map[string]string{}, boxes: map[string]*box{}}
+	w := &world{Lab: l, rand: rand.New(rand.NewPCG(seed, seed)), nets: map[string]string{}, boxes: map[string]*box{}, offStore: map[*lab.Host]bool{}}
 	w.warmUp(t)
 	before := l.MustInventory(t)
 

@@ -1,0 +1,118 @@
+package carrick_test
+
+import (
+	"encoding/json"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/carrick-net/carrick"
+)
+
+// A MAC is part of the protocol between hosts: it follows from VNI and address,
+// and never changes with a version.
+func TestMACFor(t *testing.T) {
+	t.Parallel()
+	a := netip.MustParseAddr("10.42.0.2")
+	m := carrick.MACFor(4242, a)
+	if got := m.String(); got != "02:f9:0a:2a:00:02" {
+		t.Errorf("MAC of 10.42.0.2 in VNI 4242 is %s", got)
+	}
+	if carrick.MACFor(4242, netip.MustParseAddr("::ffff:10.42.0.2")) != m {
+		t.Error("an IPv4-mapped address has another MAC")
+	}
+	six := carrick.MACFor(4242, netip.MustParseAddr("fd00::2"))
+	if six[0] != 0x06 || six == carrick.MACFor(4243, netip.MustParseAddr("fd00::2")) || six == carrick.MACFor(4242, netip.MustParseAddr("fd00::3")) {
+		t.Errorf("MAC of an IPv6 address is %s, alike in another network or for another address", six)
+	}
+	for v := carrick.VNI(1); v < 300; v++ {
+		if m := carrick.MACFor(v, a); !m.IsUnicast() || m[0]&2 == 0 {
+			t.Fatalf("%s is no locally administered unicast address", m)
+		}
+	}
+}
+
+func TestMACText(t *testing.T) {
+	t.Parallel()
+	for _, s := range []string{"", "02:42", "zz:42:0a:00:00:01", "02:42:0a:00:00:01:02:03"} {
+		if m, err := carrick.ParseMAC(s); err == nil {
+			t.Errorf("%q was read as %s", s, m)
+		}
+	}
+	for _, m := range []carrick.MAC{{}, {2, 0x42, 10, 0, 0, 1}} {
+		raw, err := json.Marshal(m)
+		var back carrick.MAC
+		if err := json.Unmarshal(raw, &back); err != nil || back != m {
+			t.Errorf("%s went as %s and came back as %s (%v, %v)", m, raw, back, err, err)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if (carrick.MAC{1}).IsUnicast() || (carrick.MAC{}).IsUnicast() {
+		t.Error("a group or the zero address passes for unicast")
+	}
+}
+
+func TestParseVNI(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]carrick.VNI{"1": 1, "4096": 4096, "16777215": carrick.MaxVNI} {
+		if got, err := carrick.ParseVNI(s); got != want || err != nil {
+			t.Errorf("%q: %d %v", s, got, err)
+		}
+	}
+	for _, s := range []string{"", "0", "-1", "16777216", "1.5", "0x10", "99999999999999999999", "1 "} {
+		if got, err := carrick.ParseVNI(s); err == nil || !strings.Contains(err.Error(), "16777215") {
+			t.Errorf("%q: %d %v", s, got, err)
+		}
+	}
+}
+
+// Block sizes are part of a pool's record; hosts must agree on them.
+func TestBlockBits(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]int{
+		"10.0.0.0/8": 26, "10.0.0.0/16": 26, "10.0.0.0/20": 27, "10.0.0.0/22": 28, "10.0.0.0/24": 29,
+		"10.0.0.0/26": 30, "10.0.0.0/28": 31, "10.0.0.0/30": 31, "fd00::/64": 122, "fd00::/126": 126,
+	} {
+		p := netip.MustParsePrefix(s)
+		got := carrick.BlockBits(p)
+		if got != want {
+			t.Errorf("%s has blocks of /%d, want /%d", s, got, want)
+		}
+		if err := (carrick.Pool{Prefix: p, Block: got}).Validate(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestReserved(t *testing.T) {
+	t.Parallel()
+	p := carrick.Pool{
+		Prefix: netip.MustParsePrefix("10.42.0.0/24"), Gateway: netip.MustParseAddr("10.42.0.1"),
+		Aux: map[string]netip.Addr{"b": netip.MustParseAddr("10.42.0.9"), "a": netip.MustParseAddr("10.42.0.9")},
+	}
+	for s, want := range map[string]string{
+		"10.42.0.0": "network", "10.42.0.255": "broadcast", "10.42.0.1": "gateway", "10.42.0.9": "auxiliary a", "10.42.0.2": "",
+	} {
+		if got := p.Reserved(netip.MustParseAddr(s)); got != want {
+			t.Errorf("%s is %q, want %q", s, got, want)
+		}
+	}
+}
+
+func TestDeviceNamesFitTheKernel(t *testing.T) {
+	t.Parallel()
+	id := carrick.EndpointID(strings.Repeat("0123456789abcdef", 4))
+	for _, name := range []string{id.OuterName(), id.PortName()} {
+		if len(name) > 15 {
+			t.Errorf("%s has %d characters", name, len(name))
+		}
+	}
+	if id.OuterName() == id.PortName() || strings.HasPrefix(id.OuterName(), "eth") {
+		t.Errorf("names %s and %s", id.OuterName(), id.PortName())
+	}
+	if !carrick.ValidID(string(carrick.NewNetworkID())) || !carrick.ValidID(string(carrick.NewHostID())) || carrick.ValidID("../../../../etc") {
+		t.Error("ids do not look like ids")
+	}
+}
