@@ -167,9 +167,6 @@ func (w *worker) record(want plan.Network, report datapath.Report, err error) {
 	if err == nil && w.state.Err != nil {
 		w.r.cfg.Log.Info("network is as it should be", "network", w.id)
 	}
-	if n := report.Drift.Total(); n > 0 {
-		w.r.cfg.Log.Warn("kernel repaired", "network", w.id, "objects", n, "drift", fmt.Sprintf("%+v", report.Drift), "reason", report.Resync)
-	}
 	for _, p := range report.Problems {
 		if !slices.Contains(w.state.Problems, p) {
 			w.r.cfg.Log.Warn("problem", "network", w.id, "problem", p)

@@ -155,7 +155,7 @@ func (a *Applier) apply(ctx context.Context, want plan.Network) (Report, error) 
 		rep.Changes.add(first)
 	}
 	if n := rep.Drift.Total(); n > 0 {
-		a.log.Warn("repaired what somebody else had changed", "objects", n, "found by", rep.Resync)
+		a.log.Warn("repaired what somebody else had changed", "objects", n, "drift", fmt.Sprintf("%+v", rep.Drift), "found by", rep.Resync)
 	}
 	return rep, err
 }
