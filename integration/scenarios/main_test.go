@@ -185,8 +185,10 @@ func tidy(ctx context.Context, l *lab.Lab) error {
 		if out, err := h.Docker(ctx, "network", "ls", "-q", "--filter", "driver=carrick"); err != nil {
 			return err
 		} else if ids := strings.Fields(out); len(ids) > 0 {
-			// An engine says that a container is removed a moment before it has counted
-			// its endpoint out.
+			// An engine counts an endpoint out after its driver's last call, and goes
+			// over it again 50 to 150 ms later whenever others do so at the same time
+			// (libnetwork, atomicIncDecEpCnt); it may say before that that the container
+			// is gone. A count that stays wrong fails this all the same.
 			return lab.Wait(ctx, soon, h.Name()+" to remove its networks", func() error {
 				out, err := h.Docker(ctx, "network", "ls", "-q", "--filter", "driver=carrick")
 				if ids := strings.Fields(out); err == nil && len(ids) > 0 {
