@@ -127,17 +127,32 @@ type Host struct {
 	Alive   bool       `json:"-"`       // its liveness lease is held
 }
 
+// Gen stamps one use of an address: the number of the store's incarnation in the
+// upper 24 bits, a Lamport clock in the lower 40. Of two facts about one address
+// the higher stamp is the later one. 0 is before everything.
+type Gen uint64
+
+// MakeGen makes a stamp. Both parts are cut to their width.
+func MakeGen(num uint32, clock uint64) Gen { return Gen(uint64(num)<<40 | clock&(1<<40-1)) }
+
+// Num is the number of the incarnation.
+func (g Gen) Num() uint32 { return uint32(g >> 40) }
+
+// Clock is the Lamport clock.
+func (g Gen) Clock() uint64 { return uint64(g) & (1<<40 - 1) }
+
 // Endpoint is one container's attachment to a network, as published to every
 // interested host.
 type Endpoint struct {
 	ID    EndpointID   `json:"id"`
 	Addrs []netip.Addr `json:"addrs"` // IPv4 before IPv6; at least one
 	MAC   MAC          `json:"mac"`
+	Gen   Gen          `json:"gen,omitempty"` // highest stamp of its addresses' uses
 }
 
 // Equal says whether two endpoints state the same facts.
 func (e Endpoint) Equal(o Endpoint) bool {
-	return e.ID == o.ID && e.MAC == o.MAC && slices.Equal(e.Addrs, o.Addrs)
+	return e.ID == o.ID && e.MAC == o.MAC && e.Gen == o.Gen && slices.Equal(e.Addrs, o.Addrs)
 }
 
 // OuterName is the name of the end of the endpoint's veth pair that Docker
@@ -160,4 +175,9 @@ type View struct {
 	// container's end of the pair is Docker's, and a missing pair is reported
 	// rather than rebuilt.
 	Joined map[EndpointID]bool
+	// Fenced has the local endpoints whose port must be down.
+	Fenced map[EndpointID]bool
+	// Partial: it may lack facts that the kernel has, and nothing may be removed
+	// because of what is not in it.
+	Partial bool
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster/journal"
@@ -24,7 +26,7 @@ func (c *Cluster) AddEndpoint(ctx context.Context, e journal.Endpoint) error {
 			return fmt.Errorf("network %s: %w", e.Network, journal.ErrNotFound)
 		}
 		if old, ok := tx.Endpoint(e.ID); ok {
-			if !old.Equal(e.Endpoint) || old.Network != e.Network {
+			if old.MAC != e.MAC || !slices.Equal(old.Addrs, e.Addrs) || old.Network != e.Network {
 				return fmt.Errorf("endpoint %s exists with other addresses %v", e.ID.Short(), old.Addrs)
 			}
 			return nil
@@ -36,6 +38,7 @@ func (c *Cluster) AddEndpoint(ctx context.Context, e journal.Endpoint) error {
 			}
 			l.Endpoint = e.ID
 			tx.PutLease(l)
+			e.Gen = max(e.Gen, l.Gen)
 		}
 		tx.PutEndpoint(e)
 		return nil
@@ -109,7 +112,7 @@ func (c *Cluster) release(id carrick.NetworkID, a netip.Addr, bound bool) error 
 			withdrawn = true
 			tx.DeleteEndpoint(l.Endpoint)
 		}
-		tx.Release(id, a)
+		tx.Release(id, a, time.Now())
 		return nil
 	})
 	if err != nil {

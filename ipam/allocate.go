@@ -82,7 +82,7 @@ func (d *Driver) allocateAny(ctx context.Context, id carrick.NetworkID) (addr ne
 		if !ok {
 			return ErrFull
 		}
-		tx.PutLease(journal.Lease{Network: id, Addr: addr})
+		tx.PutLease(journal.Lease{Network: id, Addr: addr, Gen: tx.Stamp()})
 		total, taken := Free(pool, n.Blocks, use(tx, id))
 		nearlyFull = taken*4 >= total*3
 		return nil
@@ -180,7 +180,7 @@ func (d *Driver) allocateExplicit(ctx context.Context, id carrick.NetworkID, wan
 			}
 			return fmt.Errorf("--ip %s: %w by %s on this host", want, ErrInUse, holder)
 		}
-		tx.PutLease(journal.Lease{Network: id, Addr: want})
+		tx.PutLease(journal.Lease{Network: id, Addr: want, Gen: tx.Stamp()})
 		return nil
 	})
 }

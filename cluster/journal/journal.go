@@ -63,12 +63,23 @@ type Alias struct {
 type Network struct {
 	Conf    carrick.Network `json:"conf"`
 	Aliases []Alias         `json:"aliases"`
-	Blocks  []netip.Prefix  `json:"blocks,omitempty"` // owned by this host, in the order of their claims
+	// Blocks of this host, in the order of their claims. One of a single address, in
+	// a pool whose blocks are larger, is borrowed from the owner of its block.
+	Blocks []netip.Prefix `json:"blocks,omitempty"`
+	// Freeing are blocks given up that the store may still have in this host's name.
+	Freeing []Freed `json:"freeing,omitempty"`
 	// Leaving: the engine has removed its last alias; what remains is to tell the
 	// store. Nothing new starts on it.
 	Leaving bool `json:"leaving,omitempty"`
 	// Left are the aliases that the store may still have of this host.
 	Left []carrick.DockerNetworkID `json:"left,omitempty"`
+}
+
+// Freed is a block given up.
+type Freed struct {
+	Block netip.Prefix `json:"block"`
+	// Gen is the highest stamp of any use of its addresses here.
+	Gen carrick.Gen `json:"gen,omitempty"`
 }
 
 // Endpoint is an endpoint that runs on this host.
@@ -78,17 +89,34 @@ type Endpoint struct {
 	Docker  carrick.DockerNetworkID `json:"docker"`
 	// Joined: Join has returned once, the container's end is Docker's.
 	Joined bool `json:"joined,omitempty"`
+	// Fenced: its addresses may be another host's by now, and its port is down.
+	Fenced bool `json:"fenced,omitempty"`
 }
 
-// Lease is one address of a block of this host: given out, or resting.
+// Lease is one address of a block of this host: given out, lent or resting.
 type Lease struct {
 	Network carrick.NetworkID `json:"network"`
 	Addr    netip.Addr        `json:"addr"`
 	// Endpoint that holds it; "" between RequestAddress and CreateEndpoint, after
 	// DeleteEndpoint, and while resting.
 	Endpoint carrick.EndpointID `json:"endpoint,omitempty"`
-	// Released is the order of release: 0 while the address is given out.
+	// Released is the order of release: 0 while the address is given out or lent.
 	Released uint64 `json:"released,omitempty"`
+	// At is when it was released, by this host's wall clock.
+	At time.Time `json:"at,omitzero"`
+	// Gen stamps the latest use of the address.
+	Gen carrick.Gen `json:"gen,omitempty"`
+	// Lent to this host; it has no Endpoint here then.
+	Lent carrick.HostID `json:"lent,omitempty"`
+}
+
+// Epoch is the store's epoch as this host last saw it. The zero value is "none
+// seen yet".
+type Epoch struct {
+	Inc   string `json:"inc"`
+	Num   uint32 `json:"num"`
+	Seq   uint64 `json:"seq"`
+	Nonce string `json:"nonce"`
 }
 
 type leaseKey struct {
@@ -111,7 +139,21 @@ type Journal struct {
 	networks  map[carrick.NetworkID]Network
 	endpoints map[carrick.EndpointID]Endpoint
 	leases    map[leaseKey]Lease
+	hosts     map[carrick.HostID]carrick.Host
 	releases  uint64 // highest Released so far
+	meta      Meta
+}
+
+// Meta is what a journal remembers besides networks.
+type Meta struct {
+	Epoch Epoch `json:"epoch"`
+	// Clock is the Lamport clock of the stamps.
+	Clock uint64 `json:"clock,omitempty"`
+	// Fenced: this host was removed from the cluster and has not regained all of
+	// its addresses.
+	Fenced bool `json:"fenced,omitempty"`
+	// Registered: the cluster has known this host.
+	Registered bool `json:"registered,omitempty"`
 }
 
 var (
@@ -119,6 +161,8 @@ var (
 	bucketNetworks  = []byte("networks")
 	bucketEndpoints = []byte("endpoints")
 	bucketLeases    = []byte("leases")
+	bucketHosts     = []byte("hosts")
+	keyMeta         = []byte("meta")
 	keyIdentity     = []byte("identity")
 	keyStrangers    = []byte("strangers")
 )
@@ -143,6 +187,7 @@ func Open(dir, machine string) (*Journal, error) {
 		networks:  map[carrick.NetworkID]Network{},
 		endpoints: map[carrick.EndpointID]Endpoint{},
 		leases:    map[leaseKey]Lease{},
+		hosts:     map[carrick.HostID]carrick.Host{},
 	}
 	if err := j.load(machine); err != nil {
 		_ = db.Close()
@@ -199,6 +244,20 @@ func (j *Journal) load(machine string) error {
 				return fmt.Errorf("strangers: %w: %w", ErrCorrupt, err)
 			}
 		}
+		if raw := meta.Get(keyMeta); raw != nil {
+			if err := json.Unmarshal(raw, &j.meta); err != nil {
+				return fmt.Errorf("meta: %w: %w", ErrCorrupt, err)
+			}
+		}
+		if err := loadBucket(tx, bucketHosts, func(key string, h carrick.Host) error {
+			if key != string(h.ID) || !carrick.ValidID(key) || !h.VTEP.IsValid() {
+				return fmt.Errorf("host %q with VTEP %v", h.ID, h.VTEP)
+			}
+			j.hosts[h.ID] = h
+			return nil
+		}); err != nil {
+			return err
+		}
 		if err := loadBucket(tx, bucketNetworks, func(key string, n Network) error {
 			if key != string(n.Conf.ID) || !carrick.ValidID(key) || len(n.Conf.Pools) == 0 {
 				return fmt.Errorf("network %q with %d pools", n.Conf.ID, len(n.Conf.Pools))
@@ -223,6 +282,7 @@ func (j *Journal) load(machine string) error {
 			}
 			j.leases[leaseKey{l.Network, l.Addr}] = l
 			j.releases = max(j.releases, l.Released)
+			j.meta.Clock = max(j.meta.Clock, l.Gen.Clock())
 			return nil
 		})
 	})
@@ -352,9 +412,24 @@ func (j *Journal) Leases(id carrick.NetworkID) map[netip.Addr]Lease {
 	return out
 }
 
+// Meta returns what the journal remembers besides networks.
+func (j *Journal) Meta() Meta {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	return j.meta
+}
+
+// Hosts returns every host this one has heard of and that was not removed.
+func (j *Journal) Hosts() map[carrick.HostID]carrick.Host {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	return maps.Clone(j.hosts)
+}
+
 func (n Network) clone() Network {
 	n.Aliases = slices.Clone(n.Aliases)
 	n.Blocks = slices.Clone(n.Blocks)
 	n.Left = slices.Clone(n.Left)
+	n.Freeing = slices.Clone(n.Freeing)
 	return n
 }

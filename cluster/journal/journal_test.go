@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"go.etcd.io/bbolt"
 
@@ -151,7 +152,7 @@ func TestReleaseOrderSurvives(t *testing.T) {
 	fill(t, j)
 	release := func(j *journal.Journal, a string) {
 		t.Helper()
-		if err := j.Update(func(tx *journal.Tx) error { tx.Release(netID, netip.MustParseAddr(a)); return nil }); err != nil {
+		if err := j.Update(func(tx *journal.Tx) error { tx.Release(netID, netip.MustParseAddr(a), time.Now()); return nil }); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"go.etcd.io/bbolt"
 
@@ -17,7 +18,9 @@ type Tx struct {
 	networks  map[carrick.NetworkID]*Network // nil: deleted
 	endpoints map[carrick.EndpointID]*Endpoint
 	leases    map[leaseKey]*Lease
+	hosts     map[carrick.HostID]*carrick.Host
 	releases  uint64
+	meta      Meta
 }
 
 // Update runs fn and makes its changes durable before it returns. If fn or the
@@ -30,12 +33,14 @@ func (j *Journal) Update(fn func(*Tx) error) error {
 		networks:  map[carrick.NetworkID]*Network{},
 		endpoints: map[carrick.EndpointID]*Endpoint{},
 		leases:    map[leaseKey]*Lease{},
+		hosts:     map[carrick.HostID]*carrick.Host{},
 		releases:  j.releases,
+		meta:      j.meta,
 	}
 	if err := fn(tx); err != nil {
 		return err
 	}
-	if len(tx.networks)+len(tx.endpoints)+len(tx.leases) == 0 {
+	if len(tx.networks)+len(tx.endpoints)+len(tx.leases)+len(tx.hosts) == 0 && tx.meta == j.meta {
 		return nil
 	}
 	if err := j.db.Update(tx.write); err != nil {
@@ -44,7 +49,8 @@ func (j *Journal) Update(fn func(*Tx) error) error {
 	merge(j.networks, tx.networks)
 	merge(j.endpoints, tx.endpoints)
 	merge(j.leases, tx.leases)
-	j.releases = tx.releases
+	merge(j.hosts, tx.hosts)
+	j.releases, j.meta = tx.releases, tx.meta
 	return nil
 }
 
@@ -64,6 +70,18 @@ func (tx *Tx) write(db *bbolt.Tx) error {
 	}
 	if err := writeBucket(db, bucketEndpoints, tx.endpoints, func(id carrick.EndpointID) string { return string(id) }); err != nil {
 		return err
+	}
+	if err := writeBucket(db, bucketHosts, tx.hosts, func(id carrick.HostID) string { return string(id) }); err != nil {
+		return err
+	}
+	if tx.meta != tx.j.meta {
+		raw, err := json.Marshal(tx.meta)
+		if err != nil {
+			return err
+		}
+		if err := db.Bucket(bucketMeta).Put(keyMeta, raw); err != nil {
+			return err
+		}
 	}
 	return writeBucket(db, bucketLeases, tx.leases, func(k leaseKey) string { return string(k.net) + "/" + k.addr.String() })
 }
@@ -157,9 +175,58 @@ func (tx *Tx) Lease(id carrick.NetworkID, a netip.Addr) (Lease, bool) {
 // PutLease stores an address's record.
 func (tx *Tx) PutLease(l Lease) { tx.leases[leaseKey{l.Network, l.Addr}] = &l }
 
+// DeleteLease forgets an address: its block is no longer this host's.
+func (tx *Tx) DeleteLease(id carrick.NetworkID, a netip.Addr) { tx.leases[leaseKey{id, a}] = nil }
+
 // Release marks an address as resting since now: it will be reused after every
-// address that was released before it.
-func (tx *Tx) Release(id carrick.NetworkID, a netip.Addr) {
+// address that was released before it. The stamp of its last use stays.
+func (tx *Tx) Release(id carrick.NetworkID, a netip.Addr, now time.Time) {
+	old, _ := tx.Lease(id, a)
 	tx.releases++
-	tx.PutLease(Lease{Network: id, Addr: a, Released: tx.releases})
+	tx.PutLease(Lease{Network: id, Addr: a, Released: tx.releases, At: now, Gen: old.Gen})
 }
+
+// Leases returns every address of a network this host remembers, with the
+// transaction's changes.
+func (tx *Tx) Leases(id carrick.NetworkID) map[netip.Addr]Lease {
+	out := map[netip.Addr]Lease{}
+	for k, l := range tx.j.leases {
+		if k.net == id {
+			out[k.addr] = l
+		}
+	}
+	for k, l := range tx.leases {
+		switch {
+		case k.net != id:
+		case l == nil:
+			delete(out, k.addr)
+		default:
+			out[k.addr] = *l
+		}
+	}
+	return out
+}
+
+// Stamp advances the clock and returns the stamp of a use that begins now.
+func (tx *Tx) Stamp() carrick.Gen {
+	tx.meta.Clock++
+	return carrick.MakeGen(tx.meta.Epoch.Num, tx.meta.Clock)
+}
+
+// Witness advances the clock to at least that of a stamp heard from elsewhere.
+func (tx *Tx) Witness(g carrick.Gen) { tx.meta.Clock = max(tx.meta.Clock, g.Clock()) }
+
+// Meta returns what the journal remembers besides networks.
+func (tx *Tx) Meta() Meta { return tx.meta }
+
+// SetMeta replaces it.
+func (tx *Tx) SetMeta(m Meta) { tx.meta = m }
+
+// Host returns the record of a host this one has heard of.
+func (tx *Tx) Host(id carrick.HostID) (carrick.Host, bool) { return lookup(tx.hosts, tx.j.hosts, id) }
+
+// PutHost remembers a host.
+func (tx *Tx) PutHost(h carrick.Host) { tx.hosts[h.ID] = &h }
+
+// DeleteHost forgets a host: it was removed from the cluster.
+func (tx *Tx) DeleteHost(id carrick.HostID) { tx.hosts[id] = nil }
