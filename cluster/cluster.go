@@ -9,6 +9,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -84,7 +85,8 @@ type Cluster struct {
 
 	// mu guards everything below. It is never held over I/O.
 	mu      sync.Mutex
-	lastErr error // why the registration has not succeeded yet
+	lastErr error // of the last call to the store, if it went unanswered
+	regErr  error // why the registration has not succeeded yet
 	run     *running
 	nets    map[carrick.NetworkID]*netState
 	hosts   map[carrick.HostID]carrick.Host // never shrinks: see watchHosts
@@ -128,35 +130,59 @@ func (c *Cluster) Ready() <-chan struct{} { return c.ready }
 func (c *Cluster) String() string { return "cluster" }
 
 // Run registers the host and keeps its facts and its knowledge up to date until
-// ctx ends. The store being away is not an error, it is waited for. The one
-// error is [ErrIdentity].
+// ctx ends. The store being away is not an error, it is waited for, and calls on
+// networks that the journal has are served meanwhile. The one error is
+// [ErrIdentity].
 func (c *Cluster) Run(ctx context.Context) error {
-	if err := c.registerUntilDone(ctx); err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
-		return err
-	}
 	g, gctx := errgroup.WithContext(ctx)
 	c.mu.Lock()
 	c.run = &running{ctx: gctx, group: g}
 	for id, n := range c.nets {
 		c.startFollow(id, n)
+		c.startPublish(id, n)
 	}
 	c.mu.Unlock()
-	g.Go(func() error { return c.keepAlive(gctx) })
+	// The last to end: nothing is added to a group that was waited for.
+	g.Go(func() error {
+		<-gctx.Done()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.run = nil
+		return nil
+	})
+	g.Go(func() error {
+		if err := c.registerUntilDone(gctx); err != nil {
+			if gctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		c.mu.Lock()
+		c.regErr = nil
+		c.mu.Unlock()
+		close(c.ready)
+		return c.keepAlive(gctx)
+	})
 	g.Go(func() error { return c.watchHosts(gctx) })
 	g.Go(func() error { return c.watchNodes(gctx) })
-	g.Go(func() error { return c.settle(gctx) })
-	close(c.ready)
+	g.Go(c.onceReady(gctx, c.settle))
 	err := g.Wait()
-	c.mu.Lock()
-	c.run = nil
-	c.mu.Unlock()
 	if ctx.Err() != nil {
 		return nil
 	}
 	return err
+}
+
+// onceReady makes a task begin when the host is registered.
+func (c *Cluster) onceReady(ctx context.Context, task func(context.Context) error) func() error {
+	return func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.ready:
+			return task(ctx)
+		}
+	}
 }
 
 // WaitReady waits for the registration. If ctx ends first the error is
@@ -168,8 +194,8 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 	case <-ctx.Done():
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.lastErr != nil {
-			return fmt.Errorf("%w: %w", ErrNotReady, c.lastErr)
+		if err := cmp.Or(c.regErr, c.lastErr); err != nil {
+			return fmt.Errorf("%w: %w", ErrNotReady, err)
 		}
 		return fmt.Errorf("%w: store %s has not answered yet", ErrNotReady, c.store)
 	}
@@ -187,7 +213,7 @@ type Health struct {
 func (c *Cluster) Health() Health {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	h := Health{Store: c.store.String(), Contact: c.contact, Err: c.lastErr}
+	h := Health{Store: c.store.String(), Contact: c.contact, Err: cmp.Or(c.lastErr, c.regErr)}
 	for _, n := range c.nets {
 		if n.pub.wanted != n.pub.done {
 			h.Pending++

@@ -76,10 +76,10 @@ func (c *Cluster) startPublish(id carrick.NetworkID, n *netState) {
 	}
 	n.pub.running = true
 	ctx := c.run.ctx
-	c.run.group.Go(func() error {
+	c.run.group.Go(c.onceReady(ctx, func(ctx context.Context) error {
 		c.publishLoop(ctx, id, n)
 		return nil
-	})
+	}))
 }
 
 // publishLoop runs until the store has the newest generation or ctx ends.

@@ -23,7 +23,7 @@ func (c *Cluster) registerUntilDone(ctx context.Context) error {
 			return ctx.Err()
 		}
 		c.mu.Lock()
-		c.lastErr = err
+		c.regErr = err
 		c.mu.Unlock()
 		if attempt == 0 {
 			c.log.Warn("not registered with the store yet, trying on", "store", c.store, "err", err)
