@@ -35,6 +35,8 @@ var (
 	ErrNotFound = errors.New("not in the journal")
 	// ErrCorrupt: the file is there and cannot be understood.
 	ErrCorrupt = errors.New("journal is damaged")
+	// ErrDead: a hook of [Options] said that the process has died.
+	ErrDead = errors.New("journal is dead")
 )
 
 // schema is the version of the file's layout. A newer one than ours is refused:
@@ -127,6 +129,7 @@ type leaseKey struct {
 // Journal is an open journal. It is safe for concurrent use.
 type Journal struct {
 	db    *bbolt.DB
+	opts  Options
 	id    Identity
 	fresh bool
 
@@ -142,6 +145,24 @@ type Journal struct {
 	hosts     map[carrick.HostID]carrick.Host
 	releases  uint64 // highest Released so far
 	meta      Meta
+	dead      bool // a hook said so
+}
+
+// Options are the places where a test can make the disk fail or the process die.
+//
+// A hook that returns [ErrDead] ends the journal as a crash at that moment would
+// end the process: the call fails with ErrDead, as does every later one that
+// writes, and the file is not touched any more. What a new [Open] finds is
+// what the crash left. Any other error fails that one write.
+//
+// Both are called by one goroutine at a time, and by Open if it makes the file.
+type Options struct {
+	// BeforeWrite is called before each write, of which nothing happens if it
+	// returns an error.
+	BeforeWrite func() error
+	// AfterWrite is called when a write is on disk, which its caller does not hear
+	// of if it returns an error.
+	AfterWrite func() error
 }
 
 // Meta is what a journal remembers besides networks.
@@ -170,7 +191,10 @@ var (
 // Open opens or makes the journal in dir and binds it to the machine. The
 // directory is made with mode 0700 if missing. Errors: [ErrLocked], [ErrForeign],
 // [ErrCorrupt], or the disk's own.
-func Open(dir, machine string) (*Journal, error) {
+func Open(dir, machine string) (*Journal, error) { return OpenWith(dir, machine, Options{}) }
+
+// OpenWith is [Open] with hooks.
+func OpenWith(dir, machine string, o Options) (*Journal, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
@@ -184,6 +208,7 @@ func Open(dir, machine string) (*Journal, error) {
 	}
 	j := &Journal{
 		db:        db,
+		opts:      o,
 		networks:  map[carrick.NetworkID]Network{},
 		endpoints: map[carrick.EndpointID]Endpoint{},
 		leases:    map[leaseKey]Lease{},
@@ -219,19 +244,44 @@ func (j *Journal) SetStrangers(ids []carrick.NetworkID) error {
 	if err != nil {
 		return err
 	}
-	err = j.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyStrangers, raw) })
-	if err != nil {
-		return fmt.Errorf("write journal: %w", err)
+	if err := j.write(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyStrangers, raw) }); err != nil {
+		return err
 	}
 	j.strangers = slices.Clone(ids)
 	return nil
+}
+
+// write makes fn's changes durable. The caller holds mu.
+func (j *Journal) write(fn func(*bbolt.Tx) error) error {
+	if err := j.hook(j.opts.BeforeWrite); err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
+	if err := j.db.Update(fn); err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
+	if err := j.hook(j.opts.AfterWrite); err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
+	return nil
+}
+
+func (j *Journal) hook(h func() error) error {
+	if j.dead {
+		return ErrDead
+	}
+	if h == nil {
+		return nil
+	}
+	err := h()
+	j.dead = errors.Is(err, ErrDead)
+	return err
 }
 
 // Identity returns who this host is.
 func (j *Journal) Identity() Identity { return j.id }
 
 func (j *Journal) load(machine string) error {
-	return j.db.Update(func(tx *bbolt.Tx) error {
+	return j.write(func(tx *bbolt.Tx) error {
 		meta, err := tx.CreateBucketIfNotExists(bucketMeta)
 		if err != nil {
 			return err

@@ -35,19 +35,21 @@ func open(t *testing.T, dir string) *journal.Journal {
 
 func fill(t *testing.T, j *journal.Journal) {
 	t.Helper()
-	err := j.Update(func(tx *journal.Tx) error {
-		tx.PutNetwork(journal.Network{
-			Conf:    carrick.Network{ID: netID, Name: "app", Pools: []carrick.Pool{{Prefix: netip.MustParsePrefix("10.42.0.0/16"), Block: 26}}},
-			Aliases: []journal.Alias{{Docker: docker}},
-			Blocks:  []netip.Prefix{netip.MustParsePrefix("10.42.0.0/26")},
-		})
-		tx.PutLease(journal.Lease{Network: netID, Addr: addr1, Endpoint: epID})
-		tx.PutEndpoint(journal.Endpoint{Endpoint: carrick.Endpoint{ID: epID, Addrs: []netip.Addr{addr1}, MAC: carrick.MACFor(1, addr1)}, Network: netID, Docker: docker})
-		return nil
-	})
-	if err != nil {
+	if err := j.Update(fillTx); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// fillTx writes a network with one endpoint.
+func fillTx(tx *journal.Tx) error {
+	tx.PutNetwork(journal.Network{
+		Conf:    carrick.Network{ID: netID, Name: "app", Pools: []carrick.Pool{{Prefix: netip.MustParsePrefix("10.42.0.0/16"), Block: 26}}},
+		Aliases: []journal.Alias{{Docker: docker}},
+		Blocks:  []netip.Prefix{netip.MustParsePrefix("10.42.0.0/26")},
+	})
+	tx.PutLease(journal.Lease{Network: netID, Addr: addr1, Endpoint: epID})
+	tx.PutEndpoint(journal.Endpoint{Endpoint: carrick.Endpoint{ID: epID, Addrs: []netip.Addr{addr1}, MAC: carrick.MACFor(1, addr1)}, Network: netID, Docker: docker})
+	return nil
 }
 
 // What was written is there after a crash, without Close.

@@ -2,7 +2,6 @@ package journal
 
 import (
 	"encoding/json"
-	"fmt"
 	"net/netip"
 	"time"
 
@@ -43,8 +42,8 @@ func (j *Journal) Update(fn func(*Tx) error) error {
 	if len(tx.networks)+len(tx.endpoints)+len(tx.leases)+len(tx.hosts) == 0 && tx.meta == j.meta {
 		return nil
 	}
-	if err := j.db.Update(tx.write); err != nil {
-		return fmt.Errorf("write journal: %w", err)
+	if err := j.write(tx.write); err != nil {
+		return err
 	}
 	merge(j.networks, tx.networks)
 	merge(j.endpoints, tx.endpoints)
