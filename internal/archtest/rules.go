@@ -9,7 +9,7 @@ package archtest
 func layers() [][]string {
 	return [][]string{
 		{"."},
-		{"plan", "dockerapi"},
+		{"plan", "dockerapi", "check"},
 		{"kvstore", "netns"},
 		{"kvstore/internal/local", "internal/nl", "cluster/journal"},
 		{"kvstore/memory", "kvstore/bolt", "kvstore/consul", "datapath/fdb"},
