@@ -10,6 +10,7 @@ package mirror
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"github.com/moby/moby/client"
@@ -38,23 +39,33 @@ func (e *Engine) Close() error { return e.cli.Close() }
 
 func (e *Engine) String() string { return e.url }
 
-// Networks returns the name of every network of the engine by its id.
-func (e *Engine) Networks(ctx context.Context) (map[carrick.DockerNetworkID]string, error) {
+// Network is one of the engine's networks.
+type Network struct {
+	Name   string
+	Driver string
+}
+
+// Networks returns every network of the engine by its id.
+func (e *Engine) Networks(ctx context.Context) (map[carrick.DockerNetworkID]Network, error) {
 	list, err := e.cli.NetworkList(ctx, client.NetworkListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("docker engine %s: list networks: %w", e.url, err)
 	}
-	out := make(map[carrick.DockerNetworkID]string, len(list.Items))
+	out := make(map[carrick.DockerNetworkID]Network, len(list.Items))
 	for _, n := range list.Items {
-		out[carrick.DockerNetworkID(n.ID)] = n.Name
+		out[carrick.DockerNetworkID(n.ID)] = Network{Name: n.Name, Driver: n.Driver}
 	}
 	return out, nil
 }
 
-// Container is a container behind an endpoint.
+// Container is a container behind an endpoint, with what the engine says of that
+// endpoint.
 type Container struct {
-	ID   string
-	Name string
+	ID      string
+	Name    string
+	Network carrick.DockerNetworkID
+	Addrs   []netip.Addr // IPv4 before IPv6; those that the engine knows
+	MAC     carrick.MAC  // zero: the engine does not say
 }
 
 // Containers returns the engine's containers by their endpoints in any network.
@@ -77,9 +88,19 @@ func (e *Engine) Containers(ctx context.Context) (map[carrick.EndpointID]Contain
 			name = strings.TrimPrefix(c.Names[0], "/")
 		}
 		for _, n := range c.NetworkSettings.Networks {
-			if n != nil && n.EndpointID != "" {
-				out[carrick.EndpointID(n.EndpointID)] = Container{ID: c.ID, Name: name}
+			if n == nil || n.EndpointID == "" {
+				continue
 			}
+			found := Container{ID: c.ID, Name: name, Network: carrick.DockerNetworkID(n.NetworkID)}
+			for _, a := range []netip.Addr{n.IPAddress, n.GlobalIPv6Address} {
+				if a.IsValid() {
+					found.Addrs = append(found.Addrs, a.Unmap())
+				}
+			}
+			if len(n.MacAddress) == len(found.MAC) {
+				found.MAC = carrick.MAC(n.MacAddress)
+			}
+			out[carrick.EndpointID(n.EndpointID)] = found
 		}
 	}
 	return out, nil

@@ -21,11 +21,22 @@ type Facts interface {
 	ReleaseUnbound(id carrick.NetworkID, a netip.Addr) error
 }
 
+// Witness is what the kernel says of an endpoint: the second opinion before
+// something is withdrawn that no word of the engine's speaks against.
+type Witness interface {
+	// InUse says whether a container may still have the endpoint's end of its pair.
+	// It is asked now and then, never within a plugin call.
+	InUse(ctx context.Context, network carrick.NetworkID, ep carrick.EndpointID) (bool, error)
+}
+
 // Config is what a Mirror needs.
 type Config struct {
 	Engine *Engine
 	Facts  Facts
 	Log    *slog.Logger
+	// Witness is asked about endpoints of a network that the engine does not know,
+	// and about those whose container never came up. nil: they stay.
+	Witness Witness
 	// Every is how often the engine is looked at without an event; 0 = 30 s.
 	Every time.Duration
 	// Patience is how long an alias or endpoint must have been unknown to the engine
@@ -47,6 +58,7 @@ type Mirror struct {
 	// Since when something is as it should not stay. Run's goroutine alone uses
 	// them.
 	aliases   absences[carrick.DockerNetworkID]
+	unused    absences[carrick.DockerNetworkID] // whose endpoints the kernel says nobody uses
 	endpoints absences[carrick.EndpointID]
 	orphans   absences[orphan]
 	// told has the aliases that a warning was logged about.
@@ -56,31 +68,6 @@ type Mirror struct {
 	err  error     // of the last look; guarded by mu
 	seen time.Time // of the last good look; guarded by mu
 }
-
-type orphan struct {
-	network carrick.NetworkID
-	addr    netip.Addr
-}
-
-// absences remembers since when each of its keys has been seen missing in every
-// look.
-type absences[K comparable] struct{ since, now map[K]time.Time }
-
-// begin starts a look: what is not seen missing in it is forgotten by end.
-func (a *absences[K]) begin() { a.now = map[K]time.Time{} }
-
-// missing notes a key and returns whether it has been missing for d, and seen so
-// at least twice.
-func (a *absences[K]) missing(k K, d time.Duration) bool {
-	t, before := a.since[k]
-	if !before {
-		t = time.Now()
-	}
-	a.now[k] = t
-	return before && time.Since(t) >= d
-}
-
-func (a *absences[K]) end() { a.since = a.now }
 
 // New returns a Mirror that does nothing until Run.
 func New(cfg Config) *Mirror {
@@ -161,7 +148,7 @@ func (m *Mirror) listen(ctx context.Context) {
 func (m *Mirror) look(ctx context.Context) (again bool) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	names, err := m.cfg.Engine.Networks(ctx)
+	networks, err := m.cfg.Engine.Networks(ctx)
 	m.mu.Lock()
 	if err != nil && m.err == nil {
 		m.cfg.Log.Warn("cannot look at the engine", "err", err)
@@ -179,19 +166,24 @@ func (m *Mirror) look(ctx context.Context) (again bool) {
 		m.cfg.Log.Debug("endpoints not compared", "err", err)
 	}
 	m.aliases.begin()
+	m.unused.begin()
 	m.endpoints.begin()
 	m.orphans.begin()
 	for _, n := range m.cfg.Facts.Journal().Networks() {
 		for _, a := range n.Aliases {
-			name, known := names[a.Docker]
+			at, known := networks[a.Docker]
 			if !known {
-				m.absentAlias(ctx, n, a)
+				m.absentAlias(ctx, n, a, containers)
 				continue
 			}
-			if name != a.Name || n.Conf.Name == "" { // or the store has not heard it yet
-				if err := m.cfg.Facts.NameAlias(ctx, a.Docker, name); err != nil {
-					m.cfg.Log.Debug("name not recorded yet", "network", name, "err", err)
+			delete(m.told, a.Docker)
+			if at.Name != a.Name || n.Conf.Name == "" { // or the store has not heard it yet
+				// It asks the store, and the rest of the look must not wait for that long.
+				nctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+				if err := m.cfg.Facts.NameAlias(nctx, a.Docker, at.Name); err != nil {
+					m.cfg.Log.Debug("name not recorded yet", "network", at.Name, "err", err)
 				}
+				cancel()
 			}
 			if containers != nil {
 				m.lookAtEndpoints(ctx, n, a, containers)
@@ -200,61 +192,8 @@ func (m *Mirror) look(ctx context.Context) (again bool) {
 		m.lookAtAddresses(n)
 	}
 	m.aliases.end()
+	m.unused.end()
 	m.endpoints.end()
 	m.orphans.end()
 	return len(m.aliases.since)+len(m.endpoints.since) > 0
-}
-
-// absentAlias handles an alias that the engine does not list: dropped when that
-// has been so for a while, unless endpoints say that it is in use.
-func (m *Mirror) absentAlias(ctx context.Context, n journal.Network, a journal.Alias) {
-	if !m.aliases.missing(a.Docker, m.cfg.Patience) || time.Since(a.Created) < m.cfg.Patience {
-		return
-	}
-	if len(m.cfg.Facts.Journal().Endpoints(n.Conf.ID)) > 0 {
-		if m.told[a.Docker] {
-			return
-		}
-		m.told[a.Docker] = true
-		m.cfg.Log.Warn("the engine does not know a network that has endpoints here: is --docker the engine that uses this agent?", "network", n.Conf.Label(), "docker", a.Docker.Short())
-		return
-	}
-	m.cfg.Log.Info("dropping an alias that the engine does not know", "network", n.Conf.Label(), "docker", a.Docker.Short())
-	if err := m.cfg.Facts.DropAlias(ctx, a.Docker); err != nil {
-		m.cfg.Log.Warn("alias not dropped", "err", err)
-	}
-}
-
-// lookAtEndpoints withdraws endpoints that the engine no longer has: it gave up
-// telling an agent that was away. Only those whose Join has returned count; the
-// engine has stored them since before their CreateEndpoint.
-func (m *Mirror) lookAtEndpoints(ctx context.Context, n journal.Network, a journal.Alias, containers map[carrick.EndpointID]Container) {
-	for _, e := range m.cfg.Facts.Journal().Endpoints(n.Conf.ID) {
-		if _, ok := containers[e.ID]; ok || e.Docker != a.Docker || !e.Joined || !m.endpoints.missing(e.ID, m.cfg.Patience) {
-			continue
-		}
-		// Missing for long, or a container that takes long to start.
-		if has, err := m.cfg.Engine.HasEndpoint(ctx, a.Docker, e.ID); has || err != nil {
-			m.cfg.Log.Debug("endpoint left alone", "endpoint", e.ID.Short(), "err", err)
-			continue
-		}
-		m.cfg.Log.Info("withdrawing an endpoint that the engine does not have", "network", n.Conf.Label(), "endpoint", e.ID.Short(), "addrs", e.Addrs)
-		if err := m.cfg.Facts.RemoveEndpoint(e.ID); err != nil {
-			m.cfg.Log.Warn("endpoint not withdrawn", "err", err)
-		}
-	}
-}
-
-// lookAtAddresses releases addresses that have had no endpoint for long: the
-// engine gave up releasing them, or never came to make the endpoint.
-func (m *Mirror) lookAtAddresses(n journal.Network) {
-	for addr, l := range m.cfg.Facts.Journal().Leases(n.Conf.ID) {
-		if l.Endpoint != "" || l.Released != 0 || !m.orphans.missing(orphan{n.Conf.ID, addr}, m.cfg.Orphaned) {
-			continue
-		}
-		m.cfg.Log.Info("releasing an address without an endpoint", "network", n.Conf.Label(), "addr", addr)
-		if err := m.cfg.Facts.ReleaseUnbound(n.Conf.ID, addr); err != nil {
-			m.cfg.Log.Warn("address not released", "err", err)
-		}
-	}
 }

@@ -70,7 +70,9 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case strings.HasSuffix(path, "/containers/json"):
 		_ = json.NewEncoder(w).Encode([]map[string]any{{
 			"Id": "c1", "Names": []string{"/web"},
-			"NetworkSettings": map[string]any{"Networks": map[string]any{"app": map[string]any{"EndpointID": strings.Repeat("e", 64)}}},
+			"NetworkSettings": map[string]any{"Networks": map[string]any{"app": map[string]any{
+				"EndpointID": strings.Repeat("e", 64), "NetworkID": string(alias1), "IPAddress": "10.42.0.9", "GlobalIPv6Address": "fd00::9", "MacAddress": "02:28:0a:2a:00:09",
+			}}},
 		}})
 	case strings.Contains(path, "/networks/"):
 		_ = json.NewEncoder(w).Encode(map[string]any{
@@ -143,7 +145,7 @@ func (f *facts) RemoveEndpoint(id carrick.EndpointID) error {
 }
 
 func (f *facts) ReleaseUnbound(id carrick.NetworkID, a netip.Addr) error {
-	return f.jr.Update(func(tx *journal.Tx) error { tx.Release(id, a); return nil })
+	return f.jr.Update(func(tx *journal.Tx) error { tx.Release(id, a, time.Now()); return nil })
 }
 
 func (f *facts) name(id carrick.DockerNetworkID) string {
@@ -170,6 +172,11 @@ var (
 
 func start(t *testing.T) (*engine, *facts) {
 	t.Helper()
+	return startWith(t, nil)
+}
+
+func startWith(t *testing.T, w mirror.Witness) (*engine, *facts) {
+	t.Helper()
 	fake, e := startEngine(t)
 	jr, err := journal.Open(t.TempDir(), "m")
 	if err != nil {
@@ -187,7 +194,7 @@ func start(t *testing.T) (*engine, *facts) {
 	}
 	f := &facts{jr: jr, named: map[carrick.DockerNetworkID]string{}}
 	fake.set(string(alias1), "app")
-	m := mirror.New(mirror.Config{Engine: e, Facts: f, Log: slog.New(slog.DiscardHandler), Every: 20 * time.Millisecond, Patience: 50 * time.Millisecond, Orphaned: 200 * time.Millisecond})
+	m := mirror.New(mirror.Config{Engine: e, Facts: f, Log: slog.New(slog.DiscardHandler), Witness: w, Every: 20 * time.Millisecond, Patience: 50 * time.Millisecond, Orphaned: 200 * time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = m.Run(ctx) }()
@@ -275,7 +282,9 @@ func TestContainers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c := got[carrick.EndpointID(strings.Repeat("e", 64))]; c.Name != "web" || c.ID != "c1" {
+	c := got[carrick.EndpointID(strings.Repeat("e", 64))]
+	if c.Name != "web" || c.ID != "c1" || c.Network != alias1 || len(c.Addrs) != 2 || c.Addrs[0] != netip.MustParseAddr("10.42.0.9") ||
+		c.MAC.String() != "02:28:0a:2a:00:09" {
 		t.Errorf("containers %+v", got)
 	}
 }
