@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Network is a network's cluster-wide configuration, equal on every host.
@@ -17,7 +18,7 @@ type Network struct {
 	MTU      int       `json:"mtu,omitempty"`      // bytes a container may send; 0 = derived from the underlay
 	Internal bool      `json:"internal,omitempty"` // no way out
 	Flood    bool      `json:"flood,omitempty"`    // broadcast and multicast are replicated to the network's hosts
-	Pools    []Pool    `json:"pools"`
+	Pools    []Pool    `json:"pools"`              // one of IPv4, one of IPv6, or both in this order
 }
 
 // Label names the network for people: its Docker name if known, else its id.
@@ -27,6 +28,74 @@ func (n Network) Label() string {
 	}
 	return string(n.ID)
 }
+
+// Pool returns the pool of a family, or false if the network has none.
+func (n Network) Pool(f Family) (Pool, bool) {
+	for _, p := range n.Pools {
+		if FamilyOf(p.Prefix.Addr()) == f {
+			return p, true
+		}
+	}
+	return Pool{}, false
+}
+
+// HasPrefix says whether a prefix is one of the network's.
+func (n Network) HasPrefix(p netip.Prefix) bool {
+	return slices.ContainsFunc(n.Pools, func(x Pool) bool { return x.Prefix == p })
+}
+
+// Subnets lists the network's prefixes for people: "10.42.0.0/16 and fd00::/64".
+func (n Network) Subnets() string { return Subnets(n.Pools) }
+
+// Subnets lists the prefixes of pools for people.
+func Subnets(pools []Pool) string {
+	s := make([]string, 0, len(pools))
+	for _, p := range pools {
+		s = append(s, p.Prefix.String())
+	}
+	return strings.Join(s, " and ")
+}
+
+// ValidatePools refuses pools that no network can have: each must be sound, and
+// there is one IPv4 pool, one IPv6 pool, or one of each, IPv4 first.
+func ValidatePools(pools []Pool) error {
+	for _, p := range pools {
+		if err := p.Validate(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case len(pools) == 1:
+		return nil
+	case len(pools) == 2 && pools[0].Prefix.Addr().Is4() && pools[1].Prefix.Addr().Is6():
+		return nil
+	}
+	return fmt.Errorf("pools %q: want one of IPv4, one of IPv6, or both in this order", Subnets(pools))
+}
+
+// Family is a version of the Internet protocol: "IPv4" or "IPv6".
+type Family string
+
+// The two families.
+const (
+	IPv4 Family = "IPv4"
+	IPv6 Family = "IPv6"
+)
+
+// Families lists them in the order in which everything lists them.
+func Families() []Family { return []Family{IPv4, IPv6} }
+
+// FamilyOf returns an address's family. An IPv4-mapped IPv6 address is of IPv6.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// MinMTU6 is the least MTU of a link that carries IPv6, in bytes (RFC 8200 §5).
+// The kernel takes IPv6 off a device below it.
+const MinMTU6 = 1280
 
 // Pool is one prefix of a network.
 type Pool struct {
@@ -41,7 +110,7 @@ type Pool struct {
 // that is not masked, a block size or range that does not fit it.
 func (p Pool) Validate() error {
 	switch {
-	case !p.Prefix.IsValid() || p.Prefix != p.Prefix.Masked():
+	case !p.Prefix.IsValid() || p.Prefix != p.Prefix.Masked() || p.Prefix.Addr().Is4In6():
 		return fmt.Errorf("pool %v", p.Prefix)
 	case p.Block < p.Prefix.Bits() || p.Block > p.Prefix.Addr().BitLen():
 		return fmt.Errorf("block size /%d of pool %v", p.Block, p.Prefix)
@@ -86,18 +155,26 @@ func (p Pool) Reserved(a netip.Addr) string {
 	case p.Prefix.Addr().Is6() && p.Prefix.Bits() < 127 && a == p.Prefix.Addr():
 		return "subnet-router anycast"
 	}
-	names := make([]string, 0, len(p.Aux))
+	name, found := "", false
 	for n, x := range p.Aux {
-		if x == a {
-			names = append(names, n)
+		if x == a && (!found || n < name) {
+			name, found = n, true
 		}
 	}
-	if len(names) > 0 {
-		slices.Sort(names)
-		return "auxiliary " + names[0]
+	if found {
+		return "auxiliary " + name
 	}
 	return ""
 }
+
+// Allocatable says whether an address may be chosen for an endpoint that did not
+// ask for one.
+func (p Pool) Allocatable(a netip.Addr) bool {
+	return p.AllocRange().Contains(a) && p.Reserved(a) == ""
+}
+
+// BlockOf returns the block an address of the pool lies in.
+func (p Pool) BlockOf(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, p.Block).Masked() }
 
 // AllocRange is the part of the pool endpoint addresses are picked from.
 func (p Pool) AllocRange() netip.Prefix {

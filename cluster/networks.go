@@ -21,7 +21,12 @@ type Want struct {
 	Docker  carrick.DockerNetworkID
 	Network carrick.NetworkID // join exactly this one
 	Tenant  string            // never empty
-	Pool    carrick.Pool      // Prefix is required; Block is ignored
+	// Pools are one of IPv4, one of IPv6, or both in this order. Prefix is
+	// required; Block is ignored.
+	Pools []carrick.Pool
+	// Chosen are prefixes of Pools that nobody asked for: this host took them to be
+	// free, so they must not turn out to be another network's.
+	Chosen []netip.Prefix
 
 	Mode     carrick.Mode
 	VNI      carrick.VNI
@@ -87,15 +92,15 @@ func (c *Cluster) tryCreate(ctx context.Context, w Want) (carrick.Network, bool,
 	if err != nil {
 		return carrick.Network{}, false, err
 	}
-	id, err := space.find(w.Tenant, w.Pool.Prefix)
+	id, err := space.findAny(w.Tenant, w.Pools)
 	if err != nil {
 		return carrick.Network{}, false, err
 	}
 	switch {
 	case id == "" && w.Network != "":
-		return carrick.Network{}, false, fmt.Errorf("option carrick.network=%s: %w with subnet %s under tenant %s: give --ipam-opt carrick.network=%s as well, or the network's --subnet", w.Network, ErrUnknownNetwork, w.Pool.Prefix, w.Tenant, w.Network)
+		return carrick.Network{}, false, fmt.Errorf("option carrick.network=%s: %w with subnet %s under tenant %s: give --ipam-opt carrick.network=%s as well, or the network's --subnet", w.Network, ErrUnknownNetwork, carrick.Subnets(w.Pools), w.Tenant, w.Network)
 	case id != "" && w.Network != "" && id != w.Network:
-		return carrick.Network{}, false, fmt.Errorf("option carrick.network=%s: subnet %s is network %s: %w", w.Network, w.Pool.Prefix, id, ErrMismatch)
+		return carrick.Network{}, false, fmt.Errorf("option carrick.network=%s: subnet %s is network %s: %w", w.Network, carrick.Subnets(w.Pools), id, ErrMismatch)
 	case id != "":
 		n, err := c.tryJoin(ctx, id, w)
 		return n, true, err // with n if it is not known whether it was joined
@@ -113,7 +118,9 @@ func (c *Cluster) tryCreate(ctx context.Context, w Want) (carrick.Network, bool,
 	}
 	var encErr error
 	space.V = schema
-	space.Prefixes = append(space.Prefixes, tenantPrefix{w.Pool.Prefix, n.ID})
+	for _, p := range w.Pools {
+		space.Prefixes = append(space.Prefixes, tenantPrefix{p.Prefix, n.ID})
+	}
 	slices.SortFunc(space.Prefixes, func(a, b tenantPrefix) int { return a.Prefix.Compare(b.Prefix) })
 	t := (&kvstore.Txn{}).
 		Version(keyTenant(w.Tenant), spaceVer).
@@ -129,7 +136,7 @@ func (c *Cluster) tryCreate(ctx context.Context, w Want) (carrick.Network, bool,
 		return carrick.Network{}, false, encErr
 	}
 	if _, err := c.commit(ctx, t); err != nil {
-		return n, false, fmt.Errorf("create network %s: %w", w.Pool.Prefix, err)
+		return n, false, fmt.Errorf("create network %s: %w", carrick.Subnets(w.Pools), err)
 	}
 	return n, false, nil
 }
@@ -192,7 +199,7 @@ func (c *Cluster) refuseSecondAlias(id carrick.NetworkID, docker carrick.DockerN
 			if name == "" {
 				name = a.Docker.Short()
 			}
-			return fmt.Errorf("subnet %s: %w, as docker network %s: use that one, or another subnet or --ipam-opt tenant=NAME", rec.Conf.Pools[0].Prefix, ErrAliased, name)
+			return fmt.Errorf("subnet %s: %w, as docker network %s: use that one, or another subnet or --ipam-opt tenant=NAME", rec.Conf.Subnets(), ErrAliased, name)
 		}
 	}
 	return nil
@@ -202,7 +209,7 @@ func (c *Cluster) refuseSecondAlias(id carrick.NetworkID, docker carrick.DockerN
 // a tenant would be a second one on this host ([ErrAliased]).
 func (c *Cluster) Refuse(tenant string, prefix netip.Prefix) error {
 	for _, n := range c.jr.Networks() {
-		if n.Conf.Tenant == tenant && n.Conf.Pools[0].Prefix == prefix {
+		if n.Conf.Tenant == tenant && n.Conf.HasPrefix(prefix) {
 			return c.refuseSecondAlias(n.Conf.ID, "")
 		}
 	}
@@ -254,13 +261,31 @@ func (r *tenantRecord) find(tenant string, prefix netip.Prefix) (carrick.Network
 	return "", nil
 }
 
+// findAny returns the network that has any of the pools' prefixes, "" if all are
+// free, or [ErrOverlap]. Whether it has them all is for Want.agrees to say.
+func (r *tenantRecord) findAny(tenant string, pools []carrick.Pool) (carrick.NetworkID, error) {
+	var found carrick.NetworkID
+	for _, p := range pools {
+		id, err := r.find(tenant, p.Prefix)
+		if err != nil {
+			return "", err
+		}
+		if found == "" {
+			found = id
+		}
+	}
+	return found, nil
+}
+
 // network is the configuration of a new network.
 func (w Want) network() carrick.Network {
-	pool := w.Pool
-	pool.Block = carrick.BlockBits(pool.Prefix)
 	n := carrick.Network{
 		ID: carrick.NewNetworkID(), Tenant: w.Tenant, Mode: w.Mode, VNI: w.VNI, Port: w.Port, MTU: w.MTU,
-		Internal: w.Internal, Flood: true, Pools: []carrick.Pool{pool},
+		Internal: w.Internal, Flood: true,
+	}
+	for _, p := range w.Pools {
+		p.Block = carrick.BlockBits(p.Prefix)
+		n.Pools = append(n.Pools, p)
 	}
 	if n.Mode == "" {
 		n.Mode = carrick.ModeVXLAN
@@ -282,7 +307,9 @@ func (w Want) agrees(n carrick.Network) error {
 	differ := func(option string, want, have any) {
 		bad = append(bad, fmt.Sprintf("%s is %v there and %v here", option, have, want))
 	}
-	p := n.Pools[0]
+	for _, f := range carrick.Families() {
+		w.agreesOnPool(n, f, differ)
+	}
 	if w.Mode != "" && w.Mode != n.Mode {
 		differ("mode", w.Mode, n.Mode)
 	}
@@ -305,30 +332,57 @@ func (w Want) agrees(n carrick.Network) error {
 	if w.Internal && !n.Internal {
 		differ("--internal", true, false)
 	}
-	if w.Pool.Range.IsValid() && w.Pool.Range != p.Range {
-		have := any(p.Range)
-		if !p.Range.IsValid() {
-			have = "not set"
-		}
-		differ("--ip-range", w.Pool.Range, have)
-	}
-	if w.Pool.Gateway.IsValid() && w.Pool.Gateway != p.Gateway {
-		differ("--gateway", w.Pool.Gateway, p.Gateway)
-	}
-	for name, a := range w.Pool.Aux {
-		if have, ok := p.Aux[name]; !ok || have != a {
-			shown := any(have)
-			if !ok {
-				shown = "not set"
-			}
-			differ("--aux-address "+name, a, shown)
-		}
-	}
 	if len(bad) == 0 {
 		return nil
 	}
 	slices.Sort(bad)
-	return fmt.Errorf("subnet %s belongs to network %s: %w: %s: leave the option out to inherit it, or choose another subnet", p.Prefix, n.Label(), ErrMismatch, strings.Join(bad, "; "))
+	return fmt.Errorf("subnet %s belongs to network %s: %w: %s: leave the option out to inherit it, or choose another subnet", n.Subnets(), n.Label(), ErrMismatch, strings.Join(bad, "; "))
+}
+
+// agreesOnPool is the part of agrees about one family. A joining host must ask for
+// the families that the network has: its engine would take a network for
+// single-stack that is not, or give addresses of a pool that nobody knows.
+func (w Want) agreesOnPool(n carrick.Network, f carrick.Family, differ func(option string, want, have any)) {
+	p, has := n.Pool(f)
+	x, asked := carrick.Network{Pools: w.Pools}.Pool(f)
+	switch {
+	case !has && !asked:
+		return
+	case !asked && f == carrick.IPv6:
+		differ("the IPv6 subnet", "not asked for (give --ipv6 --subnet "+p.Prefix.String()+")", p.Prefix)
+		return
+	case !asked:
+		differ("the IPv4 subnet", "not asked for (give --subnet "+p.Prefix.String()+" and no --ipv4=false)", p.Prefix)
+		return
+	case !has && f == carrick.IPv6:
+		differ("the IPv6 subnet", x.Prefix.String()+" (leave out --ipv6)", "not set")
+		return
+	case !has:
+		differ("the IPv4 subnet", x.Prefix.String()+" (give --ipv4=false; engines before 28 cannot join such a network)", "not set")
+		return
+	case x.Prefix != p.Prefix:
+		differ("the "+string(f)+" subnet", x.Prefix.String()+" (give --subnet "+p.Prefix.String()+")", p.Prefix)
+		return
+	case slices.Contains(w.Chosen, x.Prefix):
+		differ("the "+string(f)+" subnet", "chosen at the same moment (try again)", p.Prefix)
+	}
+	orUnset := func(set bool, v any) any {
+		if !set {
+			return "not set"
+		}
+		return v
+	}
+	if x.Range.IsValid() && x.Range != p.Range {
+		differ("--ip-range", x.Range, orUnset(p.Range.IsValid(), p.Range))
+	}
+	if x.Gateway.IsValid() && x.Gateway != p.Gateway {
+		differ("--gateway", x.Gateway, orUnset(p.Gateway.IsValid(), p.Gateway))
+	}
+	for name, a := range x.Aux {
+		if have, ok := p.Aux[name]; !ok || have != a {
+			differ("--aux-address "+name, a, orUnset(ok, have))
+		}
+	}
 }
 
 // freeVNI picks a random VNI that nobody has. Random, so that two clusters on one
@@ -353,5 +407,5 @@ func (c *Cluster) describeNetwork(ctx context.Context, id carrick.NetworkID) str
 	if err != nil || v == 0 {
 		return "network " + string(id)
 	}
-	return "network " + conf.Label() + " (" + conf.Pools[0].Prefix.String() + ")"
+	return "network " + conf.Label() + " (" + conf.Subnets() + ")"
 }

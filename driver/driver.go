@@ -105,7 +105,7 @@ func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkReq
 		w.Network = res.Network
 	}
 	w.Tenant = res.Tenant
-	w.Pool = carrick.Pool{Prefix: data.Pool, Range: res.Range, Gateway: data.Gateway, Aux: data.Aux}
+	w.Pools = []carrick.Pool{{Prefix: data.Pool, Range: res.Range, Gateway: data.Gateway, Aux: data.Aux}}
 	if err := d.cfg.Cluster.WaitReady(ctx); err != nil {
 		return err
 	}
