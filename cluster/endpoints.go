@@ -110,7 +110,7 @@ func (c *Cluster) release(id carrick.NetworkID, a netip.Addr, bound bool) error 
 		}
 		if l.Endpoint != "" {
 			withdrawn = true
-			tx.DeleteEndpoint(l.Endpoint)
+			withdraw(tx, l.Endpoint, a)
 		}
 		tx.Release(id, a, time.Now())
 		return nil
@@ -123,6 +123,19 @@ func (c *Cluster) release(id carrick.NetworkID, a netip.Addr, bound bool) error 
 		c.changed(id)
 	}
 	return nil
+}
+
+// withdraw takes an address of an endpoint out of the facts: with the endpoint,
+// except that engines from 28 on give back the IPv6 address of one that lives on
+// with its IPv4 address, when a sysctl of the container has turned IPv6 off.
+func withdraw(tx *journal.Tx, id carrick.EndpointID, a netip.Addr) {
+	e, ok := tx.Endpoint(id)
+	if ok && a.Is6() && slices.ContainsFunc(e.Addrs, netip.Addr.Is4) {
+		e.Addrs = slices.DeleteFunc(slices.Clone(e.Addrs), func(x netip.Addr) bool { return x == a })
+		tx.PutEndpoint(e)
+		return
+	}
+	tx.DeleteEndpoint(id)
 }
 
 // Network reads a network's configuration: from the journal if it is on this

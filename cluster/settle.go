@@ -249,12 +249,17 @@ func (c *Cluster) StoredNetworks(ctx context.Context) ([]carrick.Network, error)
 		return nil, fmt.Errorf("list networks: %w", err)
 	}
 	var out []carrick.Network
+	seen := map[carrick.NetworkID]bool{} // one with two prefixes is there twice
 	for _, e := range v.Entries {
 		r, err := decode[tenantRecord](e.Key, e.Value)
 		if err != nil {
 			return nil, err
 		}
 		for _, p := range r.Prefixes {
+			if seen[p.Network] {
+				continue
+			}
+			seen[p.Network] = true
 			conf, v, err := get[confRecord](ctx, c, keyConf(p.Network))
 			if err != nil {
 				return nil, err
