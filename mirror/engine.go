@@ -121,9 +121,9 @@ func (e *Engine) HasEndpoint(ctx context.Context, id carrick.DockerNetworkID, ep
 	return false, nil
 }
 
-// events calls fn after a network came or went, until ctx ends or the stream
+// Events calls fn after a network came or went, until ctx ends or the stream
 // breaks; the error says why.
-func (e *Engine) events(ctx context.Context, fn func()) error {
+func (e *Engine) Events(ctx context.Context, fn func()) error {
 	stream := e.cli.Events(ctx, client.EventsListOptions{Filters: client.Filters{}.Add("type", "network").Add("event", "create", "destroy")})
 	for {
 		select {

@@ -21,6 +21,21 @@ type Facts interface {
 	ReleaseUnbound(id carrick.NetworkID, a netip.Addr) error
 }
 
+// Docker is what a Mirror asks of an engine. [Engine] is the real one.
+type Docker interface {
+	// Networks returns every network of the engine by its id.
+	Networks(ctx context.Context) (map[carrick.DockerNetworkID]Network, error)
+	// Containers returns the containers that run, by their endpoints.
+	Containers(ctx context.Context) (map[carrick.EndpointID]Container, error)
+	// HasEndpoint says whether one of the engine's networks has an endpoint.
+	HasEndpoint(ctx context.Context, id carrick.DockerNetworkID, ep carrick.EndpointID) (bool, error)
+	// Events calls fn after a network came or went, until ctx ends or the engine
+	// does; the error says why.
+	Events(ctx context.Context, fn func()) error
+}
+
+var _ Docker = (*Engine)(nil)
+
 // Witness is what the kernel says of an endpoint: the second opinion before
 // something is withdrawn that no word of the engine's speaks against.
 type Witness interface {
@@ -31,7 +46,7 @@ type Witness interface {
 
 // Config is what a Mirror needs.
 type Config struct {
-	Engine *Engine
+	Engine Docker
 	Facts  Facts
 	Log    *slog.Logger
 	// Witness is asked about endpoints of a network that the engine does not know,
@@ -132,7 +147,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 // engine restarts.
 func (m *Mirror) listen(ctx context.Context) {
 	for ctx.Err() == nil {
-		err := m.cfg.Engine.events(ctx, m.Look)
+		err := m.cfg.Engine.Events(ctx, m.Look)
 		m.cfg.Log.Debug("engine's events interrupted", "err", err)
 		t := time.NewTimer(time.Second)
 		select {
