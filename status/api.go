@@ -9,7 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -21,9 +21,18 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrAmbiguous: more than one thing of that name.
 	ErrAmbiguous = errors.New("ambiguous")
+	// ErrRefused: it would do harm. Most refusals can be overruled.
+	ErrRefused = errors.New("refused")
 	// ErrNoAgent: nobody answers on the socket.
 	ErrNoAgent = errors.New("no agent answers")
+
+	errRequest = errors.New("request not understood")
 )
+
+// kinds are the sentinels that cross the socket, by the word for them there.
+func kinds() map[string]error {
+	return map[string]error{"not-found": ErrNotFound, "ambiguous": ErrAmbiguous, "refused": ErrRefused}
+}
 
 // Source is what the API serves. Methods may be called concurrently and honour
 // their context.
@@ -35,10 +44,28 @@ type Source interface {
 	Network(ctx context.Context, ref string) (Network, error)
 	Endpoints(ctx context.Context) ([]Endpoint, error)
 	Nodes(ctx context.Context) ([]Node, error)
+	// IPAM says how much of the address space of a network is in use, of all
+	// networks if ref is "". Errors as Network's.
+	IPAM(ctx context.Context, ref string) ([]IPAM, error)
+	// Check compares this host's journal, engine and kernel with the store, and the
+	// store with itself: twice, with a few seconds between, if the first look found
+	// anything. ref "" is everything. Errors as Network's.
+	Check(ctx context.Context, ref string) (Check, error)
+	// Release gives an address of this host back that nobody uses. [ErrRefused] if
+	// somebody may, unless forced, or if it is another host's; else errors as
+	// Network's.
+	Release(ctx context.Context, ref string, a netip.Addr, force bool) (Released, error)
+	// RemoveNode takes a host out of the cluster. [ErrNotFound]; [ErrRefused] if it
+	// is alive, unless forced.
+	RemoveNode(ctx context.Context, ref string, force bool) (Removed, error)
 }
 
-// apiTimeout bounds one request: the store may be slow or away.
-const apiTimeout = 15 * time.Second
+// apiTimeout bounds one request: the store may be slow or away. A request that
+// looks twice, or changes much, may take longTimeout.
+const (
+	apiTimeout  = 15 * time.Second
+	longTimeout = time.Minute
+)
 
 // apiError is the body of every answer that is not 200.
 type apiError struct {
@@ -56,23 +83,72 @@ func Handler(src Source, log *slog.Logger) http.Handler {
 	})
 	get(mux, log, "/v1/endpoints", func(ctx context.Context, _ *http.Request) ([]Endpoint, error) { return src.Endpoints(ctx) })
 	get(mux, log, "/v1/nodes", func(ctx context.Context, _ *http.Request) ([]Node, error) { return src.Nodes(ctx) })
+	get(mux, log, "/v1/ipam", func(ctx context.Context, r *http.Request) ([]IPAM, error) {
+		return src.IPAM(ctx, r.URL.Query().Get("ref"))
+	})
+	handle(mux, log, "GET /v1/check", longTimeout, func(ctx context.Context, r *http.Request) (Check, error) {
+		return src.Check(ctx, r.URL.Query().Get("ref"))
+	})
+	handle(mux, log, "POST /v1/release", longTimeout, func(ctx context.Context, r *http.Request) (Released, error) {
+		q, err := body[releaseRequest](r)
+		if err != nil {
+			return Released{}, err
+		}
+		return src.Release(ctx, q.Network, q.Addr, q.Force)
+	})
+	handle(mux, log, "POST /v1/node/rm", longTimeout, func(ctx context.Context, r *http.Request) (Removed, error) {
+		q, err := body[removeRequest](r)
+		if err != nil {
+			return Removed{}, err
+		}
+		return src.RemoveNode(ctx, q.Node, q.Force)
+	})
 	return mux
 }
 
+type releaseRequest struct {
+	Network string     `json:"network"`
+	Addr    netip.Addr `json:"addr"`
+	Force   bool       `json:"force,omitempty"`
+}
+
+type removeRequest struct {
+	Node  string `json:"node"`
+	Force bool   `json:"force,omitempty"`
+}
+
+// body decodes a request's body.
+func body[T any](r *http.Request) (T, error) {
+	var v T
+	if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&v); err != nil {
+		return v, fmt.Errorf("%w: %w", errRequest, err)
+	}
+	return v, nil
+}
+
 func get[T any](mux *http.ServeMux, log *slog.Logger, path string, fn func(context.Context, *http.Request) (T, error)) {
-	mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), apiTimeout)
+	handle(mux, log, "GET "+path, apiTimeout, fn)
+}
+
+func handle[T any](mux *http.ServeMux, log *slog.Logger, path string, limit time.Duration, fn func(context.Context, *http.Request) (T, error)) {
+	mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), limit)
 		defer cancel()
 		v, err := fn(ctx, r)
 		w.Header().Set("Content-Type", "application/json")
 		var body any = v
 		if err != nil {
 			code, kind := http.StatusInternalServerError, ""
+			for word, sentinel := range kinds() {
+				if errors.Is(err, sentinel) {
+					code, kind = http.StatusConflict, word
+				}
+			}
 			switch {
-			case errors.Is(err, ErrNotFound):
-				code, kind = http.StatusNotFound, "not-found"
-			case errors.Is(err, ErrAmbiguous):
-				code, kind = http.StatusConflict, "ambiguous"
+			case kind == "not-found":
+				code = http.StatusNotFound
+			case errors.Is(err, errRequest):
+				code = http.StatusBadRequest
 			}
 			body = apiError{err.Error(), kind}
 			w.WriteHeader(code)
@@ -150,96 +226,4 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 		return nil
 	}
 	return fmt.Errorf("serve %s: %w", l.Addr(), err)
-}
-
-// Client asks an agent over its admin socket. It is a [Source].
-type Client struct {
-	path string
-	http *http.Client
-}
-
-var _ Source = (*Client)(nil)
-
-// NewClient returns a client of the agent at a socket path. Nothing is dialled
-// before the first question.
-func NewClient(path string) *Client {
-	return &Client{path: path, http: &http.Client{
-		Timeout: apiTimeout + time.Second,
-		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", path)
-		}},
-	}}
-}
-
-func ask[T any](ctx context.Context, c *Client, path string) (T, error) {
-	var out T
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://carrick"+path, nil)
-	if err != nil {
-		return out, err
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		var op *net.OpError
-		if errors.As(err, &op) && op.Op == "dial" {
-			return out, fmt.Errorf("%w on %s: %w: is carrick agent running, and are you root? (--api-socket says where it listens)", ErrNoAgent, c.path, op.Err)
-		}
-		return out, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, 256<<20))
-	if err != nil {
-		return out, fmt.Errorf("read the agent's answer: %w", err)
-	}
-	if resp.StatusCode == http.StatusOK {
-		if err := json.Unmarshal(raw, &out); err != nil {
-			return out, fmt.Errorf("the agent's answer: %w", err)
-		}
-		return out, nil
-	}
-	var e apiError
-	if err := json.Unmarshal(raw, &e); err != nil || e.Error == "" {
-		return out, fmt.Errorf("the agent answered %s", resp.Status)
-	}
-	switch e.Kind {
-	case "not-found":
-		return out, remoteError{e.Error, ErrNotFound}
-	case "ambiguous":
-		return out, remoteError{e.Error, ErrAmbiguous}
-	}
-	return out, errors.New(e.Error)
-}
-
-// remoteError is an agent's error with its sentinel, as it was on its side.
-type remoteError struct {
-	text string
-	kind error
-}
-
-func (e remoteError) Error() string { return e.text }
-func (e remoteError) Unwrap() error { return e.kind }
-
-// Status implements [Source].
-func (c *Client) Status(ctx context.Context) (Status, error) {
-	return ask[Status](ctx, c, "/v1/status")
-}
-
-// Networks implements [Source].
-func (c *Client) Networks(ctx context.Context) ([]Network, error) {
-	return ask[[]Network](ctx, c, "/v1/networks")
-}
-
-// Network implements [Source].
-func (c *Client) Network(ctx context.Context, ref string) (Network, error) {
-	return ask[Network](ctx, c, "/v1/network?ref="+url.QueryEscape(ref))
-}
-
-// Endpoints implements [Source].
-func (c *Client) Endpoints(ctx context.Context) ([]Endpoint, error) {
-	return ask[[]Endpoint](ctx, c, "/v1/endpoints")
-}
-
-// Nodes implements [Source].
-func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
-	return ask[[]Node](ctx, c, "/v1/nodes")
 }

@@ -24,6 +24,36 @@ type Gauges struct {
 	Networks    func() float64 // with a Docker network on this host
 	Endpoints   func() float64 // of this host
 	Unpublished func() float64 // networks with facts the store has not heard
+	// UnpublishedAge is how long the oldest of these has waited, in seconds.
+	UnpublishedAge func() float64
+	Recovery       func() float64 // 1 while the store is recovered, else 0
+	Fenced         func() float64 // 1 while this host is fenced, else 0
+	Cut            func() float64 // endpoints whose ports are down because of a fence
+	Conflicts      func() float64 // things that two hosts hold
+	// Pools are the pools of networks whose endpoints this host knows whole.
+	Pools func() []PoolRatio
+}
+
+// PoolRatio is how full a pool is.
+type PoolRatio struct {
+	Network string // its id
+	Name    string
+	Pool    string
+	Ratio   float64 // 0 to 1, of the addresses that endpoints can have
+}
+
+// poolCollector reads the pools when somebody asks: networks come and go.
+type poolCollector struct {
+	desc *prometheus.Desc
+	read func() []PoolRatio
+}
+
+func (c poolCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+
+func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, p := range c.read() {
+		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, p.Ratio, p.Network, p.Name, p.Pool)
+	}
 }
 
 // NewMetrics makes the metrics and their registry.
@@ -55,6 +85,15 @@ func NewMetrics(version string, g Gauges) *Metrics {
 	gauge("carrick_networks", "Cluster networks that have a Docker network on this host.", nil, g.Networks)
 	gauge("carrick_endpoints", "Endpoints of this host.", nil, g.Endpoints)
 	gauge("carrick_unpublished_networks", "Networks with local facts that the store has not heard.", nil, g.Unpublished)
+	gauge("carrick_unpublished_age_seconds", "How long the oldest of these facts has waited.", nil, g.UnpublishedAge)
+	gauge("carrick_recovery", "Whether the store lost its past and is being written again.", nil, g.Recovery)
+	gauge("carrick_fenced", "Whether this host was removed and has not regained its addresses.", nil, g.Fenced)
+	gauge("carrick_cut_endpoints", "Endpoints that are cut off because their addresses may be another host's.", nil, g.Cut)
+	gauge("carrick_conflicts", "Blocks, addresses and networks that two hosts hold.", nil, g.Conflicts)
+	m.Registry.MustRegister(poolCollector{
+		desc: prometheus.NewDesc("carrick_pool_used_ratio", "Addresses given out, of those a pool has for endpoints, in networks with a container on this host.", []string{"network", "name", "pool"}, nil),
+		read: g.Pools,
+	})
 	return m
 }
 

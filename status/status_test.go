@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/check"
 	"github.com/carrick-net/carrick/status"
 )
 
@@ -45,7 +47,34 @@ func (f fake) Network(_ context.Context, ref string) (status.Network, error) {
 
 func (f fake) Endpoints(context.Context) ([]status.Endpoint, error) { return nil, f.err }
 func (f fake) Nodes(context.Context) ([]status.Node, error) {
-	return []status.Node{{Name: "h1", Alive: true, Self: true}}, f.err
+	return []status.Node{{Name: "h1", Alive: true, Self: true, State: status.NodeAlive}}, f.err
+}
+
+func (f fake) IPAM(_ context.Context, ref string) ([]status.IPAM, error) {
+	if ref == "none" {
+		return nil, status.ErrNotFound
+	}
+	return []status.IPAM{{Name: "app", Pools: []status.PoolUse{{Usable: 1<<64 - 1}}}}, f.err
+}
+
+func (f fake) Check(_ context.Context, ref string) (status.Check, error) {
+	return status.Check{Node: "h1", Network: carrick.NetworkID(ref), Findings: []status.Finding{{
+		Finding: check.Finding{Severity: check.Wrong, Rule: check.Leak, Object: "10.42.0.9"}, NetworkName: "app",
+	}}}, f.err
+}
+
+func (f fake) Release(_ context.Context, ref string, a netip.Addr, force bool) (status.Released, error) {
+	if !force {
+		return status.Released{}, fmt.Errorf("%s: %w: container web has it", a, status.ErrRefused)
+	}
+	return status.Released{Name: ref, Addr: a, Done: true}, f.err
+}
+
+func (f fake) RemoveNode(_ context.Context, ref string, force bool) (status.Removed, error) {
+	if ref == "none" {
+		return status.Removed{}, status.ErrNotFound
+	}
+	return status.Removed{Name: ref, WasAlive: force, Blocks: 2}, f.err
 }
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -101,6 +130,84 @@ func TestOverTheSocket(t *testing.T) {
 	}
 	if _, err := c.Network(t.Context(), "two"); !errors.Is(err, status.ErrAmbiguous) {
 		t.Errorf("ambiguous network: %v", err)
+	}
+}
+
+// What changes something goes over the socket as well, and refusals come back as
+// refusals.
+func TestVerbsOverTheSocket(t *testing.T) {
+	t.Parallel()
+	path, c := serve(t, fake{})
+	ctx := t.Context()
+	if use, err := c.IPAM(ctx, "a/b &c"); err != nil || len(use) != 1 || use[0].Pools[0].Usable != 1<<64-1 {
+		t.Errorf("ipam %+v %v", use, err)
+	}
+	if _, err := c.IPAM(ctx, "none"); !errors.Is(err, status.ErrNotFound) {
+		t.Errorf("ipam of no network: %v", err)
+	}
+	got, err := c.Check(ctx, "app")
+	if err != nil || got.Network != "app" || got.Fine() || got.Findings[0].Severity != check.Wrong || got.Findings[0].NetworkName != "app" {
+		t.Errorf("check %+v %v", got, err)
+	}
+	addr := netip.MustParseAddr("10.42.0.9")
+	if _, err := c.Release(ctx, "app", addr, false); !errors.Is(err, status.ErrRefused) || !strings.Contains(err.Error(), "container web") {
+		t.Errorf("release: %v", err)
+	}
+	if r, err := c.Release(ctx, "app", addr, true); err != nil || !r.Done || r.Addr != addr || r.Name != "app" {
+		t.Errorf("forced release: %+v %v", r, err)
+	}
+	if r, err := c.RemoveNode(ctx, "h2", true); err != nil || r.Name != "h2" || !r.WasAlive || r.Blocks != 2 {
+		t.Errorf("node rm: %+v %v", r, err)
+	}
+	if _, err := c.RemoveNode(ctx, "none", false); !errors.Is(err, status.ErrNotFound) {
+		t.Errorf("node rm of no node: %v", err)
+	}
+
+	// Looking at a verb does not do it, and neither does nonsense.
+	web := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", path)
+	}}}
+	for _, r := range []struct {
+		method, path, body string
+		code               int
+	}{
+		{http.MethodGet, "/v1/release", "", http.StatusMethodNotAllowed},
+		{http.MethodPost, "/v1/release", `{"network": 3`, http.StatusBadRequest},
+		{http.MethodPost, "/v1/node/rm", "", http.StatusBadRequest},
+	} {
+		req, err := http.NewRequestWithContext(ctx, r.method, "http://carrick"+r.path, strings.NewReader(r.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := web.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != r.code {
+			t.Errorf("%s %s %q: %s, want %d", r.method, r.path, r.body, resp.Status, r.code)
+		}
+	}
+}
+
+// A check is fine if all sides were seen and what was found needs nobody.
+func TestCheckIsFine(t *testing.T) {
+	t.Parallel()
+	note := status.Finding{Finding: check.Finding{Severity: check.Note}}
+	late := status.Finding{Finding: check.Finding{Severity: check.Transient}}
+	for _, tt := range []struct {
+		what string
+		c    status.Check
+		want bool
+	}{
+		{"all seen, nothing found", status.Check{Sides: []status.Side{{Name: "store"}, {Name: "engine", Off: true}}}, true},
+		{"a note", status.Check{Findings: []status.Finding{note}}, true},
+		{"what two looks found", status.Check{Findings: []status.Finding{note, late}}, false},
+		{"a side that does not answer", status.Check{Sides: []status.Side{{Name: "store", Error: "away"}}}, false},
+	} {
+		if got := tt.c.Fine(); got != tt.want {
+			t.Errorf("%s: fine %v", tt.what, got)
+		}
 	}
 }
 
@@ -161,7 +268,14 @@ func TestNoAgent(t *testing.T) {
 func TestWeb(t *testing.T) {
 	t.Parallel()
 	zero := func() float64 { return 0 }
-	m := status.NewMetrics("v1", status.Gauges{StoreUp: zero, StoreAge: zero, Networks: zero, Endpoints: zero, Unpublished: zero})
+	one := func() float64 { return 1 }
+	m := status.NewMetrics("v1", status.Gauges{
+		StoreUp: zero, StoreAge: zero, Networks: zero, Endpoints: zero, Unpublished: zero,
+		UnpublishedAge: zero, Recovery: one, Fenced: zero, Cut: one, Conflicts: zero,
+		Pools: func() []status.PoolRatio {
+			return []status.PoolRatio{{Network: "00000000000000aa", Name: "app", Pool: "10.42.0.0/16", Ratio: .5}}
+		},
+	})
 	m.Call("NetworkDriver.Join", time.Millisecond, errors.New("x"))
 	m.Pass(map[string]int{"fdb": 3}, map[string]int{"fdb": 1}, nil)
 	for _, tt := range []struct {
@@ -175,7 +289,9 @@ func TestWeb(t *testing.T) {
 		{fake{err: errors.New("boom")}, "/healthz", 503, []string{"boom"}},
 		{fake{problems: []string{"<script>"}}, "/", 200, []string{"carrick on h1", "&lt;app&gt;", "&lt;script&gt;", "10.42.0.0/16"}},
 		{fake{err: errors.New("boom")}, "/", 200, []string{"boom"}},
-		{fake{}, "/metrics", 200, []string{`carrick_plugin_call_seconds_count{method="NetworkDriver.Join",result="error"} 1`, `carrick_drift_total{kind="fdb"} 1`, "carrick_store_up 0", `carrick_info{version="v1"} 1`}},
+		{fake{}, "/metrics", 200, []string{`carrick_plugin_call_seconds_count{method="NetworkDriver.Join",result="error"} 1`, `carrick_drift_total{kind="fdb"} 1`, "carrick_store_up 0", `carrick_info{version="v1"} 1`,
+			"carrick_recovery 1", "carrick_fenced 0", "carrick_cut_endpoints 1", "carrick_conflicts 0",
+			`carrick_pool_used_ratio{name="app",network="00000000000000aa",pool="10.42.0.0/16"} 0.5`}},
 		{fake{}, "/else", 404, nil},
 	} {
 		srv := httptest.NewServer(status.Web(tt.src, m.Registry))

@@ -25,11 +25,35 @@ type Status struct {
 	Engine   Link           `json:"engine"`
 	Networks int            `json:"networks"` // on this host
 	Local    int            `json:"endpoints"`
-	// Pending is how many networks have local facts that the store has not heard.
-	Pending  int      `json:"pending"`
-	Drift    int      `json:"drift"` // kernel objects repaired since the start
-	Problems []string `json:"problems"`
+	// Pending is how many networks have local facts that the store has not heard,
+	// and PendingSince since when the oldest of them waits.
+	Pending      int       `json:"pending"`
+	PendingSince time.Time `json:"pending_since,omitzero"`
+	Epoch        Epoch     `json:"epoch"`
+	// Fenced: this host was removed from the cluster and asks for its addresses
+	// again. Cut are the endpoints whose ports are down because of that.
+	Fenced bool       `json:"fenced"`
+	Cut    []Endpoint `json:"cut,omitempty"`
+	// Conflicts say what two hosts hold and only one can have.
+	Conflicts []string `json:"conflicts,omitempty"`
+	Drift     int      `json:"drift"` // kernel objects repaired since the start
+	Problems  []string `json:"problems"`
 }
+
+// Epoch is the store's state as far as its past goes.
+type Epoch struct {
+	State string    `json:"state"`          // "normal", "recovering" or "unknown": not heard yet
+	Num   uint32    `json:"num,omitempty"`  // of the incarnation; grows with each recovery
+	Since time.Time `json:"since,omitzero"` // of the recovery
+	Wait  []string  `json:"wait,omitempty"` // hosts that a recovery waits for: names, ids of those without
+}
+
+// The states of an epoch.
+const (
+	EpochNormal     = "normal"
+	EpochRecovering = "recovering"
+	EpochUnknown    = "unknown"
+)
 
 // Healthy says whether nothing needs attention.
 func (s Status) Healthy() bool { return len(s.Problems) == 0 }
@@ -101,4 +125,19 @@ type Node struct {
 	Version string         `json:"version"`
 	Alive   bool           `json:"alive"`
 	Self    bool           `json:"self"`
+	// State is one of the Node constants; Since is since when a lost host has been
+	// lost, as this host saw it.
+	State string    `json:"state"`
+	Since time.Time `json:"since,omitzero"`
+	// Awaited: a recovery of the store waits for it.
+	Awaited bool `json:"awaited,omitempty"`
 }
+
+// The states of a host.
+const (
+	NodeAlive   = "alive"
+	NodeLost    = "lost"    // its lease ended; its addresses stay its own
+	NodeRemoved = "removed" // by carrick node rm
+	NodeFenced  = "fenced"  // removed, back, and asking for its addresses again
+	NodeUnknown = "unknown" // the store has not said yet
+)
