@@ -43,7 +43,15 @@ func (c *Client) enter(ctx context.Context, v Verb) error {
 	if err := c.faults.takeNext(v); err != nil {
 		return err
 	}
-	return c.srv.faults.takeNext(v)
+	if err := c.srv.faults.takeNext(v); err != nil {
+		return err
+	}
+	if err := c.srv.refused(); err != nil {
+		return err
+	}
+	c.srv.calls++
+	c.srv.deliver(c.srv.calls)
+	return nil
 }
 
 // dead says why a call cannot go on, if so. The caller holds srv.mu.
@@ -119,13 +127,14 @@ func (c *Client) Watch(ctx context.Context, sel kvstore.Selector, since kvstore.
 		return kvstore.View{}, fmt.Errorf("watch %s: %w", sel, err)
 	}
 	epoch := s.epoch
+	idle := since != 0 && s.chaos != nil && s.chaos.hit(s.chaos.Idle)
 	for {
 		if err := c.dead(ctx); err != nil {
 			return kvstore.View{}, fmt.Errorf("watch %s: %w", sel, err)
 		}
 		quiet := c.faults.stalled || s.faults.stalled || c.faults.blind || s.faults.blind
-		if !quiet && (s.epoch != epoch || s.hub.Changed(sel, since, s.rev)) {
-			return s.view(sel), nil
+		if !quiet && (idle || s.epoch != epoch || s.changed(sel, since)) {
+			return s.behind(sel, since), nil
 		}
 		c.wait(ctx, w.C())
 	}
@@ -142,8 +151,11 @@ func (c *Client) Txn(ctx context.Context, t *kvstore.Txn) (kvstore.Revision, err
 	if err := c.enter(ctx, Txn); err != nil {
 		return 0, fmt.Errorf("transaction: %w", err)
 	}
+	if s.postpone(c, t) {
+		return 0, fmt.Errorf("transaction: no answer: %w", kvstore.ErrUnavailable)
+	}
 	rev, err := s.apply(t)
-	if c.faults.takeLost() || s.faults.takeLost() {
+	if c.faults.takeLost() || s.faults.takeLost() || s.chaos != nil && s.chaos.hit(s.chaos.LoseReply) {
 		return 0, fmt.Errorf("transaction: reply lost: %w", kvstore.ErrUnavailable)
 	}
 	if err != nil {

@@ -1,6 +1,8 @@
 package memory
 
 import (
+	"math"
+
 	"github.com/carrick-net/carrick/kvstore"
 )
 
@@ -21,6 +23,7 @@ const (
 type faults struct {
 	cut, stalled, blind bool
 	lost                int // transactions whose reply will be lost
+	late                int // transactions that will be late
 	next                map[Verb][]error
 }
 
@@ -47,6 +50,15 @@ func (f *faults) takeLost() bool {
 		return false
 	}
 	f.lost--
+	return true
+}
+
+// takeLate takes one late transaction, if there is one.
+func (f *faults) takeLate() bool {
+	if f.late == 0 {
+		return false
+	}
+	f.late--
 	return true
 }
 
@@ -84,6 +96,21 @@ func (s *Server) UnblockWatches() { s.set(&s.faults, func(f *faults) { f.blind =
 // kvstore.ErrUnavailable.
 func (s *Server) LoseReplies(n int) { s.set(&s.faults, func(f *faults) { f.lost = n }) }
 
+// DelayTxns keeps the next n transactions of anybody until [Server.Deliver];
+// their callers get kvstore.ErrUnavailable at once.
+func (s *Server) DelayTxns(n int) { s.set(&s.faults, func(f *faults) { f.late = n }) }
+
+// Deliver applies every transaction that is late, in the order in which they
+// came, and returns how many there were. One whose conditions no longer hold
+// changes nothing.
+func (s *Server) Deliver() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.late)
+	s.deliver(math.MaxUint64)
+	return n
+}
+
 // FailNext makes the next call of a verb, by anybody, return err and do
 // nothing. Several wait in their order.
 func (s *Server) FailNext(v Verb, err error) {
@@ -111,6 +138,10 @@ func (c *Client) UnblockWatches() { c.srv.set(&c.faults, func(f *faults) { f.bli
 // LoseReplies applies the client's next n transactions, but it gets
 // kvstore.ErrUnavailable for them.
 func (c *Client) LoseReplies(n int) { c.srv.set(&c.faults, func(f *faults) { f.lost = n }) }
+
+// DelayTxns keeps the client's next n transactions until [Server.Deliver]; it
+// gets kvstore.ErrUnavailable at once.
+func (c *Client) DelayTxns(n int) { c.srv.set(&c.faults, func(f *faults) { f.late = n }) }
 
 // FailNext makes the client's next call of a verb return err and do nothing.
 func (c *Client) FailNext(v Verb, err error) {

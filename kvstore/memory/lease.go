@@ -55,6 +55,11 @@ func (l *lease) tick() {
 	defer s.mu.Unlock()
 	l.ticking = false
 	now := s.clock.Now()
+	// The server's end first: after a jump of the clock it has ended the lease
+	// before its holder can renew it.
+	if l.alive && now.Sub(l.renewed) >= l.ttl/3*5 {
+		l.expire()
+	}
 	switch {
 	case !l.over && l.c.reachable() && !l.alive:
 		l.finish()
@@ -62,9 +67,6 @@ func (l *lease) tick() {
 		l.renewed = now
 	case now.Sub(l.renewed) >= l.ttl/3*3: // whole ticks: a ttl need not divide by three
 		l.finish()
-	}
-	if l.alive && now.Sub(l.renewed) >= l.ttl/3*5 {
-		l.expire()
 	}
 	l.schedule()
 }
@@ -83,10 +85,7 @@ func (l *lease) expire() {
 			gone = append(gone, kvstore.OneKey(k))
 		}
 	}
-	if len(gone) > 0 {
-		s.rev++
-		s.hub.Publish(s.rev, gone)
-	}
+	s.wrote(gone)
 }
 
 // revive brings the lease back at the server, with its time starting anew.

@@ -3,6 +3,10 @@
 // It is for tests and simulations: every client can be cut off, stalled or lied
 // to, and the server can be wiped and restored, at a moment the test chooses.
 //
+// [Server.Chaos] does what the contract allows a store to do at its worst, by
+// chance and from a seed: calls refused, replies lost, writes that happen later,
+// watches that tell nothing or what has passed.
+//
 // Time is a [Clock], by default package time's, so that a simulation of minutes
 // takes none. Leases behave as on Consul, which is the least favourable: a
 // holder that cannot renew presumes its lease lost after one ttl, while its
@@ -26,15 +30,23 @@ type Server struct {
 	clock Clock
 	hub   *local.Hub
 
-	mu     sync.Mutex // guards everything below and all fields of clients and leases
-	rev    kvstore.Revision
+	mu     sync.Mutex       // guards everything below and all fields of clients and leases
+	rev    kvstore.Revision // of the last write in tab
+	last   kvstore.Revision // what the next write's revision is counted from
+	lost   gap
 	tab    *table
 	epoch  int // grows with each Wipe and Restore
 	leases map[kvstore.LeaseID]*lease
 	issued int // leases ever made, for their ids
 	faults faults
 	moved  chan struct{} // closed and replaced when a fault is set or cleared
+	chaos  *mischief     // nil: there is none
+	calls  uint64        // that reached the server
+	late   []late        // in the order of their calls
 }
+
+// gap is the revisions between two, which no write has any more.
+type gap struct{ after, before kvstore.Revision }
 
 // Option changes a new server.
 type Option func(*Server)
@@ -47,6 +59,7 @@ func NewServer(opts ...Option) *Server {
 	s := &Server{
 		clock:  realClock{},
 		rev:    1,
+		last:   1,
 		tab:    newTable(),
 		leases: make(map[kvstore.LeaseID]*lease),
 		moved:  make(chan struct{}),
@@ -85,21 +98,49 @@ func (s *Server) Snapshot() Snapshot {
 }
 
 // Restore makes the store be what it was at the snapshot, as an operator's
-// restore from a backup does: everything since is gone, revisions go back, and
-// leases that ended since are back, without anybody who renews them. Watches
-// that are under way return.
+// restore of a backup into a new server does: everything since is gone,
+// revisions go back and count on from there, and leases that ended since are
+// back, without anybody who renews them. Watches that are under way return.
+//
+// Transactions that are late stay so, and meet the restored state.
 func (s *Server) Restore(snap Snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.rev, s.tab = snap.rev, snap.tab.clone()
-	s.epoch++
+	s.last, s.lost = snap.rev, gap{}
+	s.restore(snap)
+}
+
+// RestoreInPlace is [Server.Restore] into the running server, as Consul does it
+// (seen on 1.22): revisions go back, but that of the next write is above all
+// there ever were. A watcher that was away in between sees them only grow.
+func (s *Server) RestoreInPlace(snap Snapshot) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last++ // the restore's own
+	s.lost = gap{snap.rev, s.last}
+	s.restore(snap)
+}
+
+func (s *Server) restore(snap Snapshot) {
 	for _, l := range s.leases {
 		l.alive = false
 	}
 	for _, id := range snap.leases {
 		s.leases[id].revive()
 	}
-	s.hub.Reset(s.rev)
+	s.replace(snap.rev, snap.tab.clone())
+}
+
+// replace puts other entries, at rev, in the place of all there are, and wakes
+// who waits.
+func (s *Server) replace(rev kvstore.Revision, tab *table) {
+	s.rev, s.tab = rev, tab
+	if s.chaos != nil {
+		s.chaos.forget(rev)
+	}
+	s.tab.record(s.chaos != nil)
+	s.epoch++
+	s.hub.Reset(rev)
 }
 
 // Wipe makes the store a new one: no keys, no leases, revisions from the start.
@@ -107,13 +148,12 @@ func (s *Server) Restore(snap Snapshot) {
 func (s *Server) Wipe() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.rev, s.tab = 1, newTable()
-	s.epoch++
 	for _, l := range s.leases {
 		l.alive = false
 		l.tell()
 	}
-	s.hub.Reset(s.rev)
+	s.last, s.lost = 1, gap{}
+	s.replace(1, newTable())
 }
 
 // Revision returns the revision of the last write.
@@ -149,18 +189,38 @@ func (s *Server) apply(t *kvstore.Txn) (kvstore.Revision, error) {
 		l, ok := s.leases[id]
 		return ok && l.alive
 	}
-	changed, err := local.Apply(s.tab, t, s.rev+1, alive)
+	changed, err := local.Apply(s.tab, t, s.last+1, alive)
 	if err != nil {
 		return 0, err
 	}
-	if len(changed) > 0 {
-		s.rev++
-		s.hub.Publish(s.rev, changed)
-	}
+	s.wrote(changed)
 	if !local.Puts(t) {
 		return 0, nil
 	}
 	return s.rev, nil
+}
+
+// wrote gives a revision to what was just changed in the table. The caller holds
+// s.mu.
+func (s *Server) wrote(changed []kvstore.Selector) {
+	if len(changed) == 0 {
+		return
+	}
+	s.last++
+	s.rev = s.last
+	if s.chaos != nil {
+		s.chaos.remember(s.rev, s.tab.taken())
+	}
+	s.hub.Publish(s.rev, changed)
+}
+
+// changed says whether a selection may have changed after since. The caller
+// holds s.mu.
+func (s *Server) changed(sel kvstore.Selector, since kvstore.Revision) bool {
+	if since > s.lost.after && since < s.lost.before {
+		return true // a revision of the past that was lost
+	}
+	return s.hub.Changed(sel, since, s.rev)
 }
 
 // view reads a selection. The caller holds s.mu.

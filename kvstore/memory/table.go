@@ -13,6 +13,9 @@ import (
 type table struct {
 	entries map[string]kvstore.Entry
 	keys    []string // of entries, sorted
+
+	recording bool
+	before    []previous // what was written over while recording, in its order
 }
 
 func newTable() *table { return &table{entries: make(map[string]kvstore.Entry)} }
@@ -21,12 +24,31 @@ func (t *table) clone() *table {
 	return &table{entries: maps.Clone(t.entries), keys: slices.Clone(t.keys)}
 }
 
+// record makes the table keep what is written over, or no longer.
+func (t *table) record(on bool) { t.recording, t.before = on, nil }
+
+// overwrites says that key is about to be written.
+func (t *table) overwrites(key string) {
+	if t.recording {
+		e, ok := t.entries[key]
+		t.before = append(t.before, previous{key, e, ok})
+	}
+}
+
+// taken returns what was written over since the last call.
+func (t *table) taken() []previous {
+	b := t.before
+	t.before = nil
+	return b
+}
+
 func (t *table) Get(key string) (kvstore.Entry, bool, error) {
 	e, ok := t.entries[key]
 	return e, ok, nil
 }
 
 func (t *table) Put(e kvstore.Entry) error {
+	t.overwrites(e.Key)
 	if i, ok := slices.BinarySearch(t.keys, e.Key); !ok {
 		t.keys = slices.Insert(t.keys, i, e.Key)
 	}
@@ -37,6 +59,7 @@ func (t *table) Put(e kvstore.Entry) error {
 
 func (t *table) Delete(key string) error {
 	if i, ok := slices.BinarySearch(t.keys, key); ok {
+		t.overwrites(key)
 		t.keys = slices.Delete(t.keys, i, i+1)
 		delete(t.entries, key)
 	}

@@ -23,6 +23,9 @@ type Cluster struct {
 	Open func(t *testing.T) kvstore.Store
 	// Single says that only one client can be open at a time.
 	Single bool
+	// Restless says that watches return without a change, and states that have
+	// passed, as the contract lets them.
+	Restless bool
 	// Expire ends a lease at the server, as if its time had passed without a
 	// renewal. Nil if leases of this backend have no time.
 	Expire func(t *testing.T, id kvstore.LeaseID)
@@ -228,6 +231,11 @@ func has(key, value string) func(kvstore.View) bool {
 			return e.Key == key && bytes.Equal(e.Value, []byte(value))
 		})
 	}
+}
+
+// newer is a view of another moment than since: if there was one change, of it.
+func newer(since kvstore.Revision) func(kvstore.View) bool {
+	return func(v kvstore.View) bool { return v.Revision != since }
 }
 
 func lacks(key string) func(kvstore.View) bool {
