@@ -326,6 +326,16 @@ func TestEachRule(t *testing.T) {
 			w.net(func(n *check.StoreNetwork) { n.Blocks[prefix("10.42.0.5/32")] = check.Block{Host: h1} })
 		}, check.Wrong, check.LoanRule, "10.42.0.5", "owns its block", "delete the key"},
 
+		"a request": {func(w *world) {
+			w.Store.Asks = []check.Ask{{Owner: h1, Requester: h2, Network: net1, Addr: addr("10.42.0.6")}}
+		},
+			check.Transient, check.LoanRule, "v1/ask/" + string(h1) + "/" + string(h2), "10.42.0.6, asked by h2", "answered"},
+		"a return": {func(w *world) {
+			w.Store.Asks = []check.Ask{{Owner: h1, Requester: h2, Network: net1, Addr: addr("10.42.0.4"), Return: true}}
+		}, check.Transient, check.LoanRule, "v1/ask/" + string(h1) + "/" + string(h2), "given back by h2", "takes it back"},
+		"a request of a host that is not there": {func(w *world) { w.Store.Asks = []check.Ask{{Owner: h1, Requester: "8888888888888888", Network: net1}} },
+			check.Wrong, check.Leak, "v1/ask/" + string(h1) + "/8888888888888888", "any address", "delete the key"},
+
 		"a network without a configuration": {func(w *world) { w.net(func(n *check.StoreNetwork) { n.Conf = nil }) },
 			check.Wrong, check.NetworkRule, "v1/net/" + string(net1) + "/conf", "without a configuration", "delete the key"},
 		"a network that a host has and the store not": {func(w *world) { delete(w.Store.Networks, net1) },

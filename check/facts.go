@@ -37,7 +37,18 @@ type Store struct {
 	Tenants  map[string][]Prefix                `json:"tenants"`
 	VNIs     map[carrick.VNI]carrick.NetworkID  `json:"vnis"`
 	Networks map[carrick.NetworkID]StoreNetwork `json:"networks"`
+	Asks     []Ask                              `json:"asks,omitempty"`
 	Damaged  []Damage                           `json:"damaged,omitempty"`
+}
+
+// Ask is what one host wants of another: an address, or to give one back.
+type Ask struct {
+	Owner     carrick.HostID    `json:"owner"`
+	Requester carrick.HostID    `json:"requester"`
+	Network   carrick.NetworkID `json:"network"`
+	Addr      netip.Addr        `json:"addr,omitzero"` // none: any
+	Return    bool              `json:"return,omitempty"`
+	Answer    string            `json:"answer,omitempty"` // "" = none yet
 }
 
 // Damage is a record that could not be read.

@@ -34,6 +34,29 @@ func (r *run) store(s *Store) {
 	for _, id := range sorted(s.Networks) {
 		r.storeNetwork(s, id, s.Networks[id])
 	}
+	for _, a := range s.Asks {
+		r.ask(s, a)
+	}
+}
+
+// ask checks a request between two hosts: it is on its way as long as both are
+// there.
+func (r *run) ask(s *Store, a Ask) {
+	what := "any address"
+	if a.Addr.IsValid() {
+		what = a.Addr.String()
+	}
+	_, owner := s.Hosts[a.Owner]
+	_, requester := s.Hosts[a.Requester]
+	key := "v1/ask/" + string(a.Owner) + "/" + string(a.Requester)
+	switch {
+	case !owner || !requester:
+		r.at(r.broken(), Leak, a.Network, a.Owner, key, deleteKey(key), "%s, asked by %s of %s, and one of them has no record", what, r.name(a.Requester), r.name(a.Owner))
+	case a.Return:
+		r.at(Transient, LoanRule, a.Network, a.Owner, key, "nothing: the owner takes it back when its agent runs", "%s, given back by %s", what, r.name(a.Requester))
+	default:
+		r.at(Transient, LoanRule, a.Network, a.Owner, key, "nothing: it is answered, or withdrawn", "%s, asked by %s", what, r.name(a.Requester))
+	}
 }
 
 // broken is Wrong, but for a store that is being written again.
