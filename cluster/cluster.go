@@ -135,10 +135,19 @@ func (c *Cluster) String() string { return "cluster" }
 // [ErrIdentity].
 func (c *Cluster) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
+	mine := c.jr.Networks()
 	c.mu.Lock()
 	c.run = &running{ctx: gctx, group: g}
 	for id, n := range c.nets {
 		c.startFollow(id, n)
+	}
+	for _, rec := range mine {
+		if !rec.Leaving {
+			// What the store has of it is not known until it was asked.
+			c.state(rec.Conf.ID).pub.due()
+		}
+	}
+	for id, n := range c.nets {
 		c.startPublish(id, n)
 	}
 	c.mu.Unlock()
@@ -199,27 +208,6 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 		}
 		return fmt.Errorf("%w: store %s has not answered yet", ErrNotReady, c.store)
 	}
-}
-
-// Health says how fresh this host's knowledge is.
-type Health struct {
-	Store   string    // the store's name for people
-	Contact time.Time // of its last answer; zero: never
-	Err     error     // of the last attempt, nil if it succeeded
-	Pending int       // networks with local facts not yet in the store
-}
-
-// Health reports on the link to the store.
-func (c *Cluster) Health() Health {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	h := Health{Store: c.store.String(), Contact: c.contact, Err: cmp.Or(c.lastErr, c.regErr)}
-	for _, n := range c.nets {
-		if n.pub.wanted != n.pub.done {
-			h.Pending++
-		}
-	}
-	return h
 }
 
 // heard records how a call to the store went. A failed condition is an answer.

@@ -16,10 +16,11 @@ import (
 // another endpoint's.
 var ErrAddress = errors.New("address not allocated to this endpoint")
 
-// AddEndpoint records a new local endpoint, binds its addresses to it and
-// publishes it, so that the other hosts are ready before its container starts.
-// Adding an equal endpoint again succeeds. On error nothing remains.
-func (c *Cluster) AddEndpoint(ctx context.Context, e journal.Endpoint) error {
+// AddEndpoint records a new local endpoint and binds its addresses to it. Its
+// publication begins at once and is not waited for: the other hosts are usually
+// ready before its container starts. Adding an equal endpoint again succeeds. On
+// error nothing remains.
+func (c *Cluster) AddEndpoint(e journal.Endpoint) error {
 	err := c.jr.Update(func(tx *journal.Tx) error {
 		rec, ok := tx.Network(e.Network)
 		if !ok || rec.Leaving {
@@ -46,9 +47,7 @@ func (c *Cluster) AddEndpoint(ctx context.Context, e journal.Endpoint) error {
 	if err != nil {
 		return fmt.Errorf("add endpoint %s: %w", e.ID.Short(), err)
 	}
-	if err := c.Publish(ctx, e.Network); err != nil {
-		return errors.Join(err, c.RemoveEndpoint(e.ID))
-	}
+	c.PublishLater(e.Network)
 	return nil
 }
 

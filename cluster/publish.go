@@ -14,59 +14,32 @@ import (
 // one commit in flight per network; changes made meanwhile go together into the
 // next one. Guarded by Cluster.mu.
 type publisher struct {
-	wanted  uint64 // generation of the newest local change
-	done    uint64 // generation the store has
+	wanted  uint64    // generation of the newest local change
+	done    uint64    // generation the store has
+	since   time.Time // of the oldest change that the store may not have
 	running bool
-	waiters []pubWaiter
-	err     error // of the last attempt
 
 	known  bool // rec and recVer are what the store has
 	rec    map[carrick.EndpointID]carrick.Endpoint
 	recVer kvstore.Revision // 0: no record
 }
 
-type pubWaiter struct {
-	gen  uint64
-	done chan error // buffered
-}
-
-// Publish makes the store hold what the journal says about this host's
-// endpoints of a network, and waits until it does, over a store's short absence
-// as long as ctx allows. On error the publication stays due and is tried again in
-// the background.
-func (c *Cluster) Publish(ctx context.Context, id carrick.NetworkID) error {
-	// A start just after the agent's own, at boot say, waits for the registration.
-	if err := c.WaitReady(ctx); err != nil {
-		return fmt.Errorf("publish endpoints of network %s: %w", id, err)
-	}
-	done := make(chan error, 1)
-	c.mu.Lock()
-	n := c.state(id)
-	n.pub.wanted++
-	n.pub.waiters = append(n.pub.waiters, pubWaiter{n.pub.wanted, done})
-	c.startPublish(id, n)
-	c.mu.Unlock()
-	select {
-	case err := <-done:
-		if err != nil {
-			return fmt.Errorf("publish endpoints of network %s: %w", id, err)
-		}
-		return nil
-	case <-ctx.Done():
-		c.mu.Lock()
-		err := n.pub.err
-		c.mu.Unlock()
-		return fmt.Errorf("publish endpoints of network %s: %w", id, errors.Join(ctx.Err(), err))
-	}
-}
-
-// PublishLater is Publish without waiting.
+// PublishLater makes the store hold what the journal says about this host's
+// endpoints of a network, in the background and for as long as it takes.
 func (c *Cluster) PublishLater(id carrick.NetworkID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := c.state(id)
-	n.pub.wanted++
+	n.pub.due()
 	c.startPublish(id, n)
+}
+
+// due notes a local change.
+func (p *publisher) due() {
+	if p.wanted == p.done {
+		p.since = time.Now()
+	}
+	p.wanted++
 }
 
 // startPublish needs c.mu.
@@ -94,29 +67,15 @@ func (c *Cluster) publishLoop(ctx context.Context, id carrick.NetworkID, n *netS
 		}
 		c.mu.Unlock()
 
+		began := time.Now()
 		err := c.publishOnce(ctx, id, n)
-
-		c.mu.Lock()
-		n.pub.err = err
-		if err == nil {
-			n.pub.done = gen
-			attempt = 0
-		}
-		rest := n.pub.waiters[:0]
-		for _, w := range n.pub.waiters {
-			if w.gen <= gen && !IsUnavailable(err) {
-				w.done <- err
-			} else {
-				rest = append(rest, w)
-			}
-		}
-		n.pub.waiters = rest
-		if errors.Is(err, ErrUnknownNetwork) {
-			// Nothing to publish into. A later change asks again.
-			n.pub.done = gen
-		}
-		c.mu.Unlock()
+		// Without the network there is nothing to publish into; a later change asks
+		// again.
 		if err == nil || errors.Is(err, ErrUnknownNetwork) {
+			c.mu.Lock()
+			n.pub.done, n.pub.since = gen, began
+			c.mu.Unlock()
+			attempt = 0
 			continue
 		}
 		if attempt == 0 && ctx.Err() == nil {

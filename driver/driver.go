@@ -141,9 +141,10 @@ func (d *Driver) network(id carrick.DockerNetworkID) (carrick.Network, error) {
 	return n.Conf, nil
 }
 
-// CreateEndpoint publishes a new endpoint, so that the other hosts are ready by
-// the time its container starts.
-func (d *Driver) CreateEndpoint(ctx context.Context, r dockerapi.CreateEndpointRequest) (dockerapi.CreateEndpointResponse, error) {
+// CreateEndpoint records a new endpoint and begins to publish it, so that the
+// other hosts are usually ready by the time its container starts. It waits for
+// nobody.
+func (d *Driver) CreateEndpoint(_ context.Context, r dockerapi.CreateEndpointRequest) (dockerapi.CreateEndpointResponse, error) {
 	var none dockerapi.CreateEndpointResponse
 	n, err := d.network(r.Network)
 	if err != nil {
@@ -175,9 +176,7 @@ func (d *Driver) CreateEndpoint(ctx context.Context, r dockerapi.CreateEndpointR
 		}
 		return none, fmt.Errorf("%s: %w in network %s by endpoint %s on host %s: choose another with --mac-address", what, ErrMACInUse, n.Label(), holder.Short(), host)
 	}
-	cctx, cancel := context.WithTimeout(ctx, storeLimit)
-	defer cancel()
-	err = d.cfg.Cluster.AddEndpoint(cctx, journal.Endpoint{
+	err = d.cfg.Cluster.AddEndpoint(journal.Endpoint{
 		Endpoint: carrick.Endpoint{ID: r.Endpoint, Addrs: []netip.Addr{addr}, MAC: mac},
 		Network:  n.ID, Docker: r.Network,
 	})

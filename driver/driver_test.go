@@ -493,39 +493,6 @@ func emptyJournal(t *testing.T, h *sim.Host) []byte {
 	return raw
 }
 
-// A container that starts while its agent is still registering, as at boot, or
-// while the store changes its leader, waits instead of failing.
-func TestStartsWaitForAShortAbsence(t *testing.T) {
-	t.Parallel()
-	s := memory.NewServer()
-	h := sim.NewHost(t, s, 1)
-	n := h.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
-	h.Stop(h.MustRun(n, sim.Run{})) // so that it has a block
-	run := func() chan error {
-		done := make(chan error, 1)
-		go func() { _, err := h.Run(n, sim.Run{}); done <- err }()
-		return done
-	}
-	h.Crash()
-	h.Store.Cut()
-	if err := h.StartCut(); err != nil {
-		t.Fatal(err)
-	}
-	atBoot := run()
-	sim.Eventually(t, "the store was asked in vain", func() bool { return h.Cluster.Health().Err != nil })
-	h.Store.Heal()
-	if err := <-atBoot; err != nil {
-		t.Errorf("at boot: %v", err)
-	}
-	h.Store.Cut()
-	later := run()
-	sim.Eventually(t, "the publication was tried in vain", func() bool { return h.Cluster.Health().Pending > 0 })
-	h.Store.Heal()
-	if err := <-later; err != nil {
-		t.Errorf("over a short absence: %v", err)
-	}
-}
-
 // A block whose claim was never answered is used, not stranded.
 func TestLostClaimsAreTakenUp(t *testing.T) {
 	t.Parallel()
