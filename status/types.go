@@ -68,20 +68,22 @@ type Link struct {
 
 // Network is a cluster network.
 type Network struct {
-	ID       carrick.NetworkID     `json:"id"`
-	Name     string                `json:"name"`
-	Tenant   string                `json:"tenant"`
-	Mode     carrick.Mode          `json:"mode"`
-	VNI      carrick.VNI           `json:"vni"`
-	Port     uint16                `json:"port"`
-	MTU      int                   `json:"mtu"` // on this host
-	Internal bool                  `json:"internal"`
-	Flood    bool                  `json:"flood"`
-	Subnet   netip.Prefix          `json:"subnet"`
-	Range    netip.Prefix          `json:"range,omitzero"`
-	Gateway  netip.Addr            `json:"gateway,omitzero"`
-	Aux      map[string]netip.Addr `json:"aux,omitempty"`
-	Here     bool                  `json:"here"` // this host has a Docker network for it
+	ID       carrick.NetworkID `json:"id"`
+	Name     string            `json:"name"`
+	Tenant   string            `json:"tenant"`
+	Mode     carrick.Mode      `json:"mode"`
+	VNI      carrick.VNI       `json:"vni"`
+	Port     uint16            `json:"port"`
+	MTU      int               `json:"mtu"` // on this host
+	Internal bool              `json:"internal"`
+	Flood    bool              `json:"flood"`
+	// Subnet, Range, Gateway and Aux are of the first pool, IPv4 if there is one.
+	Subnet  netip.Prefix          `json:"subnet"`
+	Range   netip.Prefix          `json:"range,omitzero"`
+	Gateway netip.Addr            `json:"gateway,omitzero"`
+	Aux     map[string]netip.Addr `json:"aux,omitempty"`
+	Pools   []carrick.Pool        `json:"pools"`
+	Here    bool                  `json:"here"` // this host has a Docker network for it
 	// The rest is filled by inspect only.
 	Aliases   []Alias    `json:"aliases,omitempty"`
 	Blocks    []Block    `json:"blocks,omitempty"`

@@ -74,7 +74,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 			}
 		},
 	})
-	src := &source{cfg: cfg, under: under, cluster: cl, started: time.Now()}
+	src := &source{cfg: cfg, under: under, cluster: cl, overlay: overlay, witness: witness{overlay}, started: time.Now(), wait: wait}
 	metrics := status.NewMetrics(cfg.Version, src.gauges())
 	src.rec = agent.New(agent.Config{
 		Facts: cl, Overlay: overlay, Log: log.With("part", "agent"), Audit: cfg.Audit,
@@ -91,7 +91,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		}
 		defer closeWith(engine.Close)
 		src.engine = engine
-		src.mirror = mirror.New(mirror.Config{Engine: engine, Facts: cl, Log: log.With("part", "mirror")})
+		src.mirror = mirror.New(mirror.Config{Engine: engine, Facts: cl, Witness: src.witness, Log: log.With("part", "mirror")})
 		stale = src.mirror.Look
 		tasks = append(tasks, src.mirror)
 	}

@@ -25,9 +25,19 @@ type source struct {
 	under   datapath.Underlay
 	cluster *cluster.Cluster
 	rec     *agent.Reconciler
-	engine  *mirror.Engine // nil without --docker
+	overlay *datapath.Overlay
+	witness mirror.Witness
+	engine  engine         // nil without --docker
 	mirror  *mirror.Mirror // nil without --docker
 	started time.Time
+	// wait waits before a second look; nil: with a timer.
+	wait func(context.Context, time.Duration) error
+}
+
+// engine is this host's Docker engine.
+type engine interface {
+	mirror.Docker
+	fmt.Stringer
 }
 
 var _ status.Source = (*source)(nil)
@@ -50,6 +60,13 @@ func (s *source) gauges() status.Gauges {
 		Networks:    func() float64 { return float64(s.networksHere()) },
 		Endpoints:   func() float64 { return float64(s.endpointsHere()) },
 		Unpublished: func() float64 { return float64(s.cluster.Health().Pending) },
+
+		UnpublishedAge: func() float64 { return 0 },
+		Recovery:       func() float64 { return 0 },
+		Fenced:         func() float64 { return 0 },
+		Cut:            func() float64 { return 0 },
+		Conflicts:      func() float64 { return 0 },
+		Pools:          s.ratios,
 	}
 }
 
@@ -170,6 +187,7 @@ func (s *source) network(n carrick.Network) status.Network {
 	out := status.Network{
 		ID: n.ID, Name: n.Name, Tenant: n.Tenant, Mode: n.Mode, VNI: n.VNI, Port: n.Port, MTU: plan.MTU(n, s.cluster.SelfHost()),
 		Internal: n.Internal, Flood: n.Flood, Subnet: p.Prefix, Range: p.Range, Gateway: p.Gateway, Aux: p.Aux,
+		Pools: n.Pools,
 	}
 	if rec, err := s.cluster.Journal().Network(n.ID); err == nil && len(rec.Aliases) > 0 {
 		out.Here = true
@@ -238,7 +256,7 @@ func (s *source) find(ctx context.Context, ref string) (status.Network, error) {
 	}
 	var found []status.Network
 	for _, n := range all {
-		if n.Name == ref || string(n.ID) == ref || n.Subnet.String() == ref || n.ID == byID {
+		if n.Name == ref || string(n.ID) == ref || slices.ContainsFunc(n.Pools, func(p carrick.Pool) bool { return p.Prefix.String() == ref }) || n.ID == byID {
 			found = append(found, n)
 		}
 	}
@@ -320,19 +338,6 @@ func (s *source) Endpoints(ctx context.Context) ([]status.Endpoint, error) {
 			return nil, err
 		}
 		out = append(out, s.endpoints(ctx, n, d.Endpoints)...)
-	}
-	return out, nil
-}
-
-// Nodes implements [status.Source].
-func (s *source) Nodes(context.Context) ([]status.Node, error) {
-	hosts, known := s.cluster.Hosts()
-	if !known {
-		hosts = []carrick.Host{s.cluster.SelfHost()}
-	}
-	out := make([]status.Node, 0, len(hosts))
-	for _, h := range hosts {
-		out = append(out, status.Node{ID: h.ID, Name: h.Name, VTEP: h.VTEP, MTU: h.MTU, Version: h.Version, Alive: h.Alive, Self: h.ID == s.cluster.Self()})
 	}
 	return out, nil
 }

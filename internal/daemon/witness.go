@@ -1,0 +1,25 @@
+package daemon
+
+import (
+	"context"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/datapath"
+)
+
+// witness tells mirror what the kernel knows of an endpoint.
+type witness struct{ overlay *datapath.Overlay }
+
+// InUse implements mirror.Witness: an endpoint is in use unless its pair is gone,
+// or has its outer end in the host's namespace, where Docker puts it after a
+// container's end. In any other namespace it counts as a container's, alive or
+// not: whether a process lives there cannot be seen by an agent without
+// CAP_SYS_PTRACE.
+func (w witness) InUse(ctx context.Context, network carrick.NetworkID, ep carrick.EndpointID) (bool, error) {
+	held, err := w.overlay.Inspect(ctx, network)
+	if err != nil {
+		return false, err
+	}
+	port, there := held.Port(ep)
+	return there && !port.Home, nil
+}
