@@ -2,89 +2,126 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster/journal"
 	"github.com/carrick-net/carrick/kvstore"
 )
 
-// Blocks returns who owns which block of a network.
+// Blocks returns who owns which block of a network, and who has borrowed which
+// address. A block that was given up and has not rested is here without an owner;
+// one that has rested is not here.
 func (c *Cluster) Blocks(ctx context.Context, id carrick.NetworkID) (map[netip.Prefix]carrick.HostID, error) {
+	recs, err := c.blockRecords(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[netip.Prefix]carrick.HostID, len(recs))
+	for b, r := range recs {
+		if r.value.Host != "" || time.Now().Before(r.value.Until) {
+			out[b] = r.value.Host
+		}
+	}
+	return out, nil
+}
+
+func (c *Cluster) blockRecords(ctx context.Context, id carrick.NetworkID) (map[netip.Prefix]read[blockRecord], error) {
 	v, err := c.store.List(ctx, kvstore.Under(prefixBlocks(id)))
 	c.heard(err)
 	if err != nil {
 		return nil, fmt.Errorf("read the blocks of network %s: %w", id, err)
 	}
-	out := make(map[netip.Prefix]carrick.HostID, len(v.Entries))
+	out := make(map[netip.Prefix]read[blockRecord], len(v.Entries))
 	for _, e := range v.Entries {
 		b, ok := blockOfKey(id, e.Key)
 		if !ok {
 			return nil, fmt.Errorf("%s: %w: not a block", e.Key, ErrRecord)
 		}
-		r, err := decode[holderRecord](e.Key, e.Value)
+		r, err := decode[blockRecord](e.Key, e.Value)
 		if err != nil {
 			return nil, err
 		}
-		out[b] = r.Host
+		out[b] = read[blockRecord]{r, e.Version}
 	}
 	return out, nil
 }
 
 // ClaimBlock makes this host the owner of a block that nobody owns: in the store
-// by compare-and-swap, then in the journal. [ErrBlockTaken] if somebody was
-// faster, [ErrUnknownNetwork] if the network is gone.
+// as a structural change, then in the journal. Rest does not keep it from a block
+// that an explicit address asks for; [Cluster.Blocks] tells who should wait.
+// [ErrBlockTaken] if another host has it, [ErrUnknownNetwork] if the network is
+// gone, [ErrRecovering].
 func (c *Cluster) ClaimBlock(ctx context.Context, id carrick.NetworkID, block netip.Prefix) error {
-	for attempt := 0; ; attempt++ {
-		err := c.tryClaim(ctx, id, block)
-		if !errors.Is(err, kvstore.ErrConflict) || attempt >= createTries {
+	defer c.pend(id, block)()
+	var gen carrick.Gen
+	lent := map[netip.Addr]carrick.HostID{}
+	_, err := c.structural(ctx, func(ctx context.Context, t *kvstore.Txn, num uint32) error {
+		// Who is leaving, or was removed, must not come to own anything.
+		_, aliasVer, err := get[aliasRecord](ctx, c, keyAlias(id, c.self))
+		if err != nil {
 			return err
 		}
-	}
-}
-
-func (c *Cluster) tryClaim(ctx context.Context, id carrick.NetworkID, block netip.Prefix) error {
-	key := keyBlock(id, block)
-	_, confVer, err := get[confRecord](ctx, c, keyConf(id))
-	if err != nil {
-		return err
-	}
-	if confVer == 0 {
-		return fmt.Errorf("claim block %s: network %s: %w", block, id, ErrUnknownNetwork)
-	}
-	// Who is leaving must not come to own anything: its blocks have been freed.
-	_, aliasVer, err := get[aliasRecord](ctx, c, keyAlias(id, c.self))
-	if err != nil {
-		return err
-	}
-	if aliasVer == 0 {
-		return fmt.Errorf("claim block %s: network %s is not on this host: %w", block, id, ErrUnknownNetwork)
-	}
-	owner, ver, err := get[holderRecord](ctx, c, key)
-	switch {
-	case err != nil:
-		return err
-	case ver != 0 && owner.Host != c.self:
-		return fmt.Errorf("claim block %s of network %s: %w (%s)", block, id, ErrBlockTaken, owner.Host)
-	case ver == 0:
+		if aliasVer == 0 {
+			return fmt.Errorf("network %s is not on this host: %w", id, ErrUnknownNetwork)
+		}
+		recs, err := c.blockRecords(ctx, id)
+		if err != nil {
+			return err
+		}
+		have := recs[block]
+		if have.version != 0 && have.value.Host != c.self && have.value.Host != "" {
+			return fmt.Errorf("%w (%s)", ErrBlockTaken, c.HostName(have.value.Host))
+		}
+		clear(lent)
+		for b, r := range recs {
+			if b != block && block.Overlaps(b) && r.value.Host != "" && r.value.Host != c.self {
+				lent[b.Addr()] = r.value.Host
+			}
+		}
+		gen = max(have.value.Gen, carrick.MakeGen(num, 0))
 		var encErr error
-		t := (&kvstore.Txn{}).Version(keyConf(id), confVer).Version(keyAlias(id, c.self), aliasVer).Absent(key)
-		put(t, &encErr, key, &holderRecord{envelope{schema}, c.self})
-		if encErr != nil {
-			return encErr
-		}
-		if _, err := c.commit(ctx, t); err != nil {
-			return fmt.Errorf("claim block %s of network %s: %w", block, id, err)
-		}
+		key := keyBlock(id, block)
+		t.Version(keyAlias(id, c.self), aliasVer).Version(key, have.version)
+		put(t, &encErr, key, &blockRecord{envelope: envelope{schema}, Host: c.self, Num: num, Gen: gen})
+		return encErr
+	})
+	if err != nil {
+		return fmt.Errorf("claim block %s of network %s: %w", block, id, err)
 	}
-	// Ours: claimed now, or by a claim whose reply or journal entry was lost.
-	return c.adoptBlock(id, block)
+	return c.adoptBlock(id, block, gen, lent)
 }
 
-func (c *Cluster) adoptBlock(id carrick.NetworkID, block netip.Prefix) error {
+// pend marks a claim as under way, and returns how to end that. A zero block
+// stands for the loan of any address.
+func (c *Cluster) pend(id carrick.NetworkID, b netip.Prefix) func() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := idleBlock{id, b}
+	c.pending[k]++
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.pending[k]--; c.pending[k] == 0 {
+			delete(c.pending, k)
+		}
+	}
+}
+
+// isPending says whether a claim of a block may be under way.
+func (c *Cluster) isPending(n carrick.Network, b netip.Prefix) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pending[idleBlock{n.ID, b}] > 0 || borrowed(n, b) && c.pending[idleBlock{network: n.ID}] > 0
+}
+
+// adoptBlock takes a claimed or granted block into the journal, with the single
+// addresses in it that others have borrowed of an earlier owner.
+func (c *Cluster) adoptBlock(id carrick.NetworkID, block netip.Prefix, gen carrick.Gen, lent map[netip.Addr]carrick.HostID) error {
+	seen := c.seenEpoch()
 	return c.jr.Update(func(tx *journal.Tx) error {
 		rec, ok := tx.Network(id)
 		if !ok || rec.Leaving {
@@ -92,10 +129,42 @@ func (c *Cluster) adoptBlock(id carrick.NetworkID, block netip.Prefix) error {
 		}
 		if !slices.Contains(rec.Blocks, block) {
 			rec.Blocks = append(rec.Blocks, block)
-			tx.PutNetwork(rec)
+		}
+		if borrowed(rec.Conf, block) {
+			if _, ok := tx.Lease(id, block.Addr()); !ok {
+				tx.Release(id, block.Addr(), time.Now()) // not idle yet: it was just asked for
+			}
+		}
+		rec.Freeing = slices.DeleteFunc(rec.Freeing, func(f journal.Freed) bool { return f.Block == block })
+		tx.PutNetwork(rec)
+		for a, host := range lent {
+			if l, ok := tx.Lease(id, a); !ok || l.Endpoint == "" {
+				tx.PutLease(journal.Lease{Network: id, Addr: a, Lent: host})
+			}
+		}
+		tx.Witness(gen)
+		if m := tx.Meta(); m.Epoch.Inc == seen.Inc && m.Epoch.Seq < seen.Seq {
+			m.Epoch = seen
+			tx.SetMeta(m)
 		}
 		return nil
 	})
+}
+
+// freeBlock adds the end of this host's claim of a block, or of a loan. rest is
+// what remains of its rest.
+func (c *Cluster) freeBlock(ctx context.Context, t *kvstore.Txn, encErr *error, n carrick.Network, net storedNet, b netip.Prefix, gen carrick.Gen, rest time.Duration) error {
+	key := keyBlock(n.ID, b)
+	switch owner := net.ownerOf(n, b); {
+	case borrowed(n, b) && owner != "" && owner != c.self:
+		return c.giveBack(ctx, t, encErr, owner, c.self, n.ID, b, gen)
+	case borrowed(n, b):
+		t.Version(key, net.blocks[b].version).Delete(key)
+	default:
+		t.Version(key, net.blocks[b].version)
+		put(t, encErr, key, &blockRecord{envelope: envelope{schema}, Num: c.number(), Gen: gen, Until: time.Now().UTC().Add(rest)})
+	}
+	return nil
 }
 
 // HostName returns a host's name as last heard, else its id.

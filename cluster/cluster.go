@@ -61,7 +61,16 @@ type Config struct {
 	// LeaseTTL of the liveness key; default 15 s. A dead host is seen as lost
 	// after one to two of these.
 	LeaseTTL time.Duration
-	Log      *slog.Logger
+	// Grace, if not 0, makes this host give up everything that long after its lease
+	// ended, and allows the others to take it then. It must be several LeaseTTL.
+	Grace time.Duration
+	// Uptime is the time since the boot that Boot names, which goes on while the
+	// machine sleeps; nil: CLOCK_BOOTTIME.
+	Uptime func() time.Duration
+	// Rest is how long an address must have been free before another host may have
+	// it; 0 = 5 minutes.
+	Rest time.Duration
+	Log  *slog.Logger
 	// Changed is called when a network's view may differ from the last one. It
 	// must not block.
 	Changed func(carrick.NetworkID)
@@ -93,7 +102,36 @@ type Cluster struct {
 	alive   map[carrick.HostID]bool
 	hostsOK bool // hosts was read at least once
 	aliveOK bool
-	contact time.Time // of the last successful answer of the store
+	absent  map[carrick.HostID]time.Time     // since when a host is not seen alive
+	graces  map[carrick.HostID]time.Duration // of hosts that give up by themselves
+	missed  int                              // calls that the store has not answered
+	leased  bool                             // this host's lease is held
+	ended   time.Duration                    // if not, since when, by Uptime
+	contact time.Time                        // of the last successful answer of the store
+	// epoch is the newest one seen of the incarnation this host takes part in, and
+	// recovering since when that is being recovered.
+	epoch      journal.Epoch
+	recovering time.Time
+	writeNum   uint32                           // incarnation that publications carry
+	removing   map[carrick.HostID]removedRecord // every removed host, as last heard
+	conflicts  map[carrick.NetworkID]string     // why a network cannot be published
+
+	// pending counts claims under way by block, from before the store is asked until
+	// the journal has it; the zero block stands for loans. What is pending is not
+	// mistaken for a leftover.
+	pending map[idleBlock]int
+
+	// suspicion has a token when something in the store is not as it was.
+	suspicion chan struct{}
+	// settleAgain has a token when a recovery has ended.
+	settleAgain chan struct{}
+	// announceAgain has a token when the liveness key may be gone though the lease
+	// is not.
+	announceAgain chan struct{}
+	// answering is held while requests of other hosts are answered, and while this
+	// host's own books about what it lent are compared with the store. It comes
+	// before mu.
+	answering sync.Mutex
 }
 
 // running is what background work needs while Run runs.
@@ -107,6 +145,12 @@ func New(cfg Config) *Cluster {
 	if cfg.LeaseTTL == 0 {
 		cfg.LeaseTTL = 15 * time.Second
 	}
+	if cfg.Rest == 0 {
+		cfg.Rest = 5 * time.Minute
+	}
+	if cfg.Uptime == nil {
+		cfg.Uptime = uptime
+	}
 	return &Cluster{
 		cfg:       cfg,
 		self:      cfg.Journal.Identity().Host,
@@ -116,9 +160,27 @@ func New(cfg Config) *Cluster {
 		ready:     make(chan struct{}),
 		hostsRead: make(chan struct{}),
 		nets:      map[carrick.NetworkID]*netState{},
-		hosts:     map[carrick.HostID]carrick.Host{},
+		hosts:     cfg.Journal.Hosts(),
 		alive:     map[carrick.HostID]bool{},
+
+		epoch:         cfg.Journal.Meta().Epoch,
+		writeNum:      cfg.Journal.Meta().Epoch.Num,
+		removing:      map[carrick.HostID]removedRecord{},
+		absent:        map[carrick.HostID]time.Time{},
+		graces:        map[carrick.HostID]time.Duration{},
+		conflicts:     map[carrick.NetworkID]string{},
+		pending:       map[idleBlock]int{},
+		suspicion:     make(chan struct{}, 1),
+		settleAgain:   make(chan struct{}, 1),
+		announceAgain: make(chan struct{}, 1),
 	}
+}
+
+// number is the incarnation that what this host writes belongs to.
+func (c *Cluster) number() uint32 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.writeNum
 }
 
 // Self is this host's id.
@@ -175,11 +237,25 @@ func (c *Cluster) Run(ctx context.Context) error {
 	g.Go(func() error { return c.watchHosts(gctx) })
 	g.Go(func() error { return c.watchNodes(gctx) })
 	g.Go(c.onceReady(gctx, c.settle))
+	g.Go(c.onceReady(gctx, c.watchEpoch))
+	g.Go(c.onceReady(gctx, c.watchRemoved))
+	g.Go(c.onceReady(gctx, c.watchAsks))
+	g.Go(func() error { return c.keepEpoch(gctx) })
+	g.Go(func() error { return c.mindGrace(gctx) })
 	err := g.Wait()
 	if ctx.Err() != nil {
 		return nil
 	}
 	return err
+}
+
+// spawn adds a task to those that Run waits for. Only a task of Run may call it.
+func (c *Cluster) spawn(task func() error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.run != nil { // nil: ending
+		c.run.group.Go(task)
+	}
 }
 
 // onceReady makes a task begin when the host is registered.
@@ -217,6 +293,7 @@ func (c *Cluster) heard(err error) {
 	switch {
 	case errors.Is(err, kvstore.ErrUnavailable), errors.Is(err, kvstore.ErrDenied):
 		c.lastErr = err
+		c.missed++
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, kvstore.ErrClosed):
 	default:
 		c.lastErr = nil

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/carrick-net/carrick"
 )
@@ -62,8 +64,12 @@ func decode[T any, P interface {
 
 type hostRecord struct {
 	envelope
+	Num uint32 `json:"num,omitempty"` // incarnation it was written in
 	carrick.Host
 	Machine string `json:"machine,omitempty"`
+	// Grace is how long after the end of its lease the host itself has given up
+	// everything, so that the others may take it; 0 = it never does.
+	Grace time.Duration `json:"grace,omitempty"`
 }
 
 func (r *hostRecord) validate() error {
@@ -73,7 +79,7 @@ func (r *hostRecord) validate() error {
 	return nil
 }
 
-// holderRecord says which host holds a name, a VTEP address or a block.
+// holderRecord says which host holds a name or a VTEP address.
 type holderRecord struct {
 	envelope
 	Host carrick.HostID `json:"host"`
@@ -102,14 +108,105 @@ func (r *nodeRecord) validate() error {
 	return nil
 }
 
-type incarnationRecord struct {
+// epochRecord orders the structural changes of the whole cluster.
+type epochRecord struct {
 	envelope
-	ID string `json:"id"`
+	Inc   string `json:"inc"`
+	Num   uint32 `json:"num"` // of the incarnation; from 1, below 2^24
+	Seq   uint64 `json:"seq"`
+	Nonce string `json:"nonce"`
+	// Recovering since; zero in a normal epoch.
+	Recovering time.Time `json:"recovering,omitzero"`
 }
 
-func (r *incarnationRecord) validate() error {
-	if !carrick.ValidID(r.ID) {
-		return fmt.Errorf("incarnation %q", r.ID)
+func (r *epochRecord) validate() error {
+	if !carrick.ValidID(r.Inc) || !carrick.ValidID(r.Nonce) || r.Num == 0 || r.Num >= 1<<24 {
+		return fmt.Errorf("incarnation %q number %d nonce %q", r.Inc, r.Num, r.Nonce)
+	}
+	return nil
+}
+
+// recoveryRecord says whether a host has written its part again.
+type recoveryRecord struct {
+	envelope
+	Inc  string `json:"inc"`
+	Done bool   `json:"done,omitempty"`
+}
+
+func (r *recoveryRecord) validate() error {
+	if !carrick.ValidID(r.Inc) {
+		return fmt.Errorf("incarnation %q", r.Inc)
+	}
+	return nil
+}
+
+// removedRecord is what remains of a removed host.
+type removedRecord struct {
+	envelope
+	Host carrick.Host `json:"host"`
+	At   time.Time    `json:"at"`
+	// Done: nothing in its name is left in the store.
+	Done bool `json:"done,omitempty"`
+}
+
+func (r *removedRecord) validate() error {
+	if !carrick.ValidID(string(r.Host.ID)) {
+		return fmt.Errorf("host id %q", r.Host.ID)
+	}
+	return nil
+}
+
+// blockRecord says who owns a block, or has borrowed an address.
+type blockRecord struct {
+	envelope
+	Host carrick.HostID `json:"host,omitempty"` // "" = given up, see Until
+	Num  uint32         `json:"num"`            // incarnation it was last confirmed in
+	// Gen is at least the highest stamp of any use of its addresses by earlier owners.
+	Gen carrick.Gen `json:"gen,omitempty"`
+	// Until is when a block that was given up has rested, by the clock of who wrote it.
+	Until time.Time `json:"until,omitzero"`
+}
+
+func (r *blockRecord) validate() error {
+	if r.Host != "" && !carrick.ValidID(string(r.Host)) {
+		return fmt.Errorf("host id %q", r.Host)
+	}
+	return nil
+}
+
+// askRecord is what one host asks of another. Both write it, under its version.
+type askRecord struct {
+	envelope
+	Asks []ask `json:"asks"`
+}
+
+// ask is one request: for an address, or to take one back.
+type ask struct {
+	ID      string            `json:"id"`
+	Network carrick.NetworkID `json:"net"`
+	Pool    netip.Prefix      `json:"pool"`
+	Addr    netip.Addr        `json:"addr,omitzero"` // none: any of the pool
+	Return  bool              `json:"return,omitempty"`
+	Gen     carrick.Gen       `json:"gen,omitempty"` // of the latest use, with an answer or a return
+	Answer  answer            `json:"answer,omitempty"`
+	Reason  string            `json:"reason,omitempty"`
+}
+
+type answer string
+
+const (
+	granted answer = "granted"
+	refused answer = "refused"
+)
+
+func (r *askRecord) validate() error {
+	for _, a := range r.Asks {
+		if !carrick.ValidID(a.ID) || !carrick.ValidID(string(a.Network)) || !a.Pool.IsValid() || a.Pool != a.Pool.Masked() {
+			return fmt.Errorf("ask %q of network %q pool %v", a.ID, a.Network, a.Pool)
+		}
+		if a.Addr.IsValid() && !a.Pool.Contains(a.Addr) || !a.Addr.IsValid() && (a.Return || a.Answer == granted) {
+			return fmt.Errorf("ask %q of pool %v for address %v", a.ID, a.Pool, a.Addr)
+		}
 	}
 	return nil
 }
@@ -197,6 +294,10 @@ func (r *aliasRecord) validate() error {
 // endpointsRecord is everything one host has in one network.
 type endpointsRecord struct {
 	envelope
+	// Num and Seq are the incarnation and the head's sequence of the commit: of two
+	// records of one host the higher pair is the later one.
+	Num       uint32             `json:"num,omitempty"`
+	Seq       uint64             `json:"seq,omitempty"`
 	Endpoints []carrick.Endpoint `json:"eps"`
 }
 
@@ -219,7 +320,8 @@ func validEndpoints(eps []carrick.Endpoint) error {
 // headRecord is the one key of a network that watchers block on.
 type headRecord struct {
 	envelope
-	Seq  uint64   `json:"seq"` // of the last change
+	Num  uint32   `json:"num,omitempty"` // incarnation of Seq, which begins again with each
+	Seq  uint64   `json:"seq"`           // of the last change
 	Ring []change `json:"ring,omitempty"`
 }
 
@@ -253,13 +355,15 @@ func (r *headRecord) validate() error {
 	return nil
 }
 
+func (r *headRecord) at() stamp { return stamp{r.Num, r.Seq} }
+
 // since returns the changes after have, or false if the ring does not reach back
-// that far.
-func (r *headRecord) since(have uint64) ([]change, bool) {
-	if r.Seq < have || r.Seq-have > uint64(len(r.Ring)) {
+// that far, or have is of another incarnation.
+func (r *headRecord) since(have stamp) ([]change, bool) {
+	if r.Num != have.num || r.Seq < have.seq || r.Seq-have.seq > uint64(len(r.Ring)) {
 		return nil, false
 	}
-	return r.Ring[uint64(len(r.Ring))-(r.Seq-have):], true
+	return r.Ring[uint64(len(r.Ring))-(r.Seq-have.seq):], true
 }
 
 // Bounds of the ring: a watcher wakes for each change and receives the whole
@@ -270,8 +374,14 @@ const (
 	inlineBytes = 1 << 10 // of one change; a larger one is told as Reread
 )
 
-// push appends a change and drops the oldest beyond the ring's bounds.
-func (r *headRecord) push(c change) error {
+// push appends a change made in an incarnation and drops the oldest beyond the
+// ring's bounds. A new incarnation counts from the beginning.
+func (r *headRecord) push(num uint32, c change) error {
+	if r.Num < num {
+		*r = headRecord{Num: num}
+	}
+	r.V = schema
+	r.Ring = slices.Clone(r.Ring)
 	r.Seq++
 	c.Seq = r.Seq
 	raw, err := json.Marshal(c)

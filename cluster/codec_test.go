@@ -25,13 +25,16 @@ func FuzzRecords(f *testing.F) {
 	net := carrick.Network{ID: id, Tenant: "default", VNI: 7, Mode: carrick.ModeVXLAN, Port: 4789,
 		Pools: []carrick.Pool{{Prefix: netip.MustParsePrefix("10.42.0.0/16"), Range: netip.MustParsePrefix("10.42.1.0/24"), Gateway: netip.MustParseAddr("10.42.0.1"), Block: 26}}}
 	for _, r := range []versioned{
-		&hostRecord{envelope{1}, carrick.Host{ID: host, Name: "h", VTEP: netip.MustParseAddr("192.0.2.1")}, "m"},
+		&hostRecord{envelope: envelope{1}, Num: 2, Host: carrick.Host{ID: host, Name: "h", VTEP: netip.MustParseAddr("192.0.2.1")}, Machine: "m"},
 		&holderRecord{envelope{1}, host}, &nodeRecord{envelope{1}, host, "m", netip.MustParseAddr("192.0.2.1"), "b"},
-		&incarnationRecord{envelope{1}, id}, &tenantRecord{envelope{1}, []tenantPrefix{{netip.MustParsePrefix("10.0.0.0/8"), id}}},
+		&epochRecord{envelope: envelope{1}, Inc: id, Num: 1, Seq: 2, Nonce: id}, &recoveryRecord{envelope{1}, id, true},
+		&removedRecord{envelope: envelope{1}, Host: carrick.Host{ID: host}}, &blockRecord{envelope: envelope{1}, Host: host, Num: 1},
+		&askRecord{envelope{1}, []ask{{ID: id, Network: id, Pool: netip.MustParsePrefix("10.42.0.0/16"), Addr: netip.MustParseAddr("10.42.0.7"), Answer: granted}}},
+		&tenantRecord{envelope{1}, []tenantPrefix{{netip.MustParsePrefix("10.0.0.0/8"), id}}},
 		&vniRecord{envelope{1}, id}, &confRecord{envelope{1}, net}, &membersRecord{envelope{1}, 3},
 		&aliasRecord{envelope{1}, host, []dockerAlias{{carrick.DockerNetworkID(strings.Repeat("d", 64)), "app"}}},
-		&endpointsRecord{envelope{1}, []carrick.Endpoint{endpoint(1)}},
-		&headRecord{envelope{1}, 2, []change{{Seq: 1, Host: host, Put: []carrick.Endpoint{endpoint(1)}}, {Seq: 2, Host: host, Reread: true}}},
+		&endpointsRecord{envelope{1}, 1, 2, []carrick.Endpoint{endpoint(1)}},
+		&headRecord{envelope{1}, 1, 2, []change{{Seq: 1, Host: host, Put: []carrick.Endpoint{endpoint(1)}}, {Seq: 2, Host: host, Reread: true}}},
 	} {
 		raw, err := encode(r)
 		if err != nil {
@@ -46,7 +49,11 @@ func FuzzRecords(f *testing.F) {
 		roundTrip[hostRecord](t, raw)
 		roundTrip[holderRecord](t, raw)
 		roundTrip[nodeRecord](t, raw)
-		roundTrip[incarnationRecord](t, raw)
+		roundTrip[epochRecord](t, raw)
+		roundTrip[recoveryRecord](t, raw)
+		roundTrip[removedRecord](t, raw)
+		roundTrip[blockRecord](t, raw)
+		roundTrip[askRecord](t, raw)
 		roundTrip[tenantRecord](t, raw)
 		roundTrip[vniRecord](t, raw)
 		roundTrip[confRecord](t, raw)
@@ -99,7 +106,7 @@ func TestRing(t *testing.T) {
 				c.Put = append(c.Put, endpoint(1000+j))
 			}
 		}
-		if err := h.push(c); err != nil {
+		if err := h.push(1, c); err != nil {
 			t.Fatal(err)
 		}
 		if h.Seq != uint64(i) || len(h.Ring) == 0 || h.Ring[len(h.Ring)-1].Seq != h.Seq {
@@ -119,15 +126,15 @@ func TestRing(t *testing.T) {
 			t.Fatal(err)
 		}
 		for back := range len(h.Ring) + 1 {
-			got, ok := h.since(h.Seq - uint64(back))
+			got, ok := h.since(stamp{1, h.Seq - uint64(back)})
 			if !ok || len(got) != back {
 				t.Fatalf("%d behind: %d changes, %v", back, len(got), ok)
 			}
 		}
-		if _, ok := h.since(h.Seq - uint64(len(h.Ring)) - 1); ok && h.Seq > uint64(len(h.Ring)) {
+		if _, ok := h.since(stamp{1, h.Seq - uint64(len(h.Ring)) - 1}); ok && h.Seq > uint64(len(h.Ring)) {
 			t.Fatal("a gap went unnoticed")
 		}
-		if _, ok := h.since(h.Seq + 1); ok {
+		if _, ok := h.since(stamp{1, h.Seq + 1}); ok {
 			t.Fatal("a head of the past went unnoticed")
 		}
 	}
@@ -152,12 +159,12 @@ func TestBlockKeys(t *testing.T) {
 // A record keeps its JSON form: hosts of different versions share a store.
 func TestRecordsOnTheWire(t *testing.T) {
 	t.Parallel()
-	h := headRecord{envelope{schema}, 9, []change{{Seq: 9, Host: "0123456789abcdef", Put: []carrick.Endpoint{endpoint(5)}, Del: []carrick.EndpointID{"x"}}}}
+	h := headRecord{envelope{schema}, 3, 9, []change{{Seq: 9, Host: "0123456789abcdef", Put: []carrick.Endpoint{endpoint(5)}, Del: []carrick.EndpointID{"x"}}}}
 	raw, err := encode(&h)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `{"v":1,"seq":9,"ring":[{"s":9,"h":"0123456789abcdef","p":[{"id":"` + strings.Repeat("0", 63) + `5","addrs":["10.42.0.5"],"mac":"` + endpoint(5).MAC.String() + `"}],"d":["x"]}]}`
+	want := `{"v":1,"num":3,"seq":9,"ring":[{"s":9,"h":"0123456789abcdef","p":[{"id":"` + strings.Repeat("0", 63) + `5","addrs":["10.42.0.5"],"mac":"` + endpoint(5).MAC.String() + `"}],"d":["x"]}]}`
 	if string(raw) != want {
 		t.Errorf("head is\n%s\nwant\n%s", raw, want)
 	}

@@ -8,6 +8,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/kvstore"
@@ -16,15 +18,35 @@ import (
 // netState is what this host knows of one network it follows. All fields are
 // guarded by Cluster.mu.
 type netState struct {
-	follow  context.CancelFunc // nil while not followed
-	loaded  chan struct{}      // closed at the first whole snapshot
-	isLoad  bool
-	confVer kvstore.Revision
-	seq     uint64 // of the head that remote stands for
-	head    headRecord
-	headVer kvstore.Revision
-	remote  map[carrick.HostID]map[carrick.EndpointID]carrick.Endpoint
-	pub     publisher
+	// reading is held while the snapshot is brought up to date, over I/O: a second
+	// reader would only do the same. It comes before Cluster.mu, and is the one
+	// field that is not guarded by it.
+	reading sync.Mutex
+
+	follow   context.CancelFunc // nil while not followed
+	loaded   chan struct{}      // closed at the first whole snapshot
+	isLoad   bool
+	aliasVer kvstore.Revision
+	at       stamp // of the head that remote stands for
+	head     headRecord
+	headVer  kvstore.Revision
+	remote   map[carrick.HostID]hostFacts
+	pub      publisher
+}
+
+// stamp orders what is known of a network: the number of the incarnation, then
+// the sequence of its head in it.
+type stamp struct {
+	num uint32
+	seq uint64
+}
+
+func (a stamp) before(b stamp) bool { return a.num < b.num || a.num == b.num && a.seq < b.seq }
+
+// hostFacts is what one other host has in a network.
+type hostFacts struct {
+	at  stamp // of the commit that said so
+	eps map[carrick.EndpointID]carrick.Endpoint
 }
 
 // state returns a network's state, making it if needed. c.mu must be held.
@@ -33,7 +55,7 @@ func (c *Cluster) state(id carrick.NetworkID) *netState {
 	if n == nil {
 		n = &netState{
 			loaded: make(chan struct{}),
-			remote: map[carrick.HostID]map[carrick.EndpointID]carrick.Endpoint{},
+			remote: map[carrick.HostID]hostFacts{},
 		}
 		c.nets[id] = n
 	}
@@ -77,7 +99,7 @@ func (c *Cluster) Unfollow(id carrick.NetworkID) {
 	if n.pub.running || n.pub.wanted != n.pub.done {
 		// The publisher still needs the entry; only the snapshot goes.
 		n.isLoad, n.loaded = false, make(chan struct{})
-		n.remote = map[carrick.HostID]map[carrick.EndpointID]carrick.Endpoint{}
+		n.remote, n.at = map[carrick.HostID]hostFacts{}, stamp{}
 		return
 	}
 	delete(c.nets, id)
@@ -113,6 +135,8 @@ func (c *Cluster) followLoop(ctx context.Context, id carrick.NetworkID, n *netSt
 
 // catchUp brings the snapshot to the state of a head, or past it.
 func (c *Cluster) catchUp(ctx context.Context, id carrick.NetworkID, n *netState, v kvstore.View) error {
+	n.reading.Lock()
+	defer n.reading.Unlock()
 	if len(v.Entries) == 0 {
 		// Removed, or the store lost it. What is known stays: cached knowledge
 		// adds, it never sweeps.
@@ -121,6 +145,7 @@ func (c *Cluster) catchUp(ctx context.Context, id carrick.NetworkID, n *netState
 		c.mu.Unlock()
 		if known {
 			c.log.Warn("the store no longer has this network", "network", id)
+			c.suspect()
 			return nil
 		}
 		return c.reload(ctx, id, n)
@@ -130,13 +155,18 @@ func (c *Cluster) catchUp(ctx context.Context, id carrick.NetworkID, n *netState
 		return err
 	}
 	c.mu.Lock()
-	changes, ok := head.since(n.seq)
+	behind := n.isLoad && head.at().before(n.at)
+	changes, ok := head.since(n.at)
 	ok = ok && n.isLoad
 	c.mu.Unlock()
+	if behind {
+		c.suspect() // whatever it is, older facts are no news
+		return nil
+	}
 	if !ok {
 		return c.reload(ctx, id, n)
 	}
-	reread := map[carrick.HostID][]carrick.Endpoint{}
+	reread := map[carrick.HostID]endpointsRecord{}
 	for _, ch := range changes {
 		if ch.Reread && ch.Host != c.self {
 			r, _, err := get[endpointsRecord](ctx, c, keyNetHost(id, ch.Host))
@@ -148,25 +178,60 @@ func (c *Cluster) catchUp(ctx context.Context, id carrick.NetworkID, n *netState
 			if err != nil {
 				return err
 			}
-			reread[ch.Host] = r.Endpoints
+			reread[ch.Host] = r
 		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, ch := range changes {
 		if _, whole := reread[ch.Host]; !whole {
-			n.apply(ch)
+			n.apply(stamp{head.Num, ch.Seq}, ch)
 		}
 	}
-	for h, eps := range reread {
-		n.replace(h, eps)
+	for h, r := range reread {
+		n.replace(h, later(stamp{r.Num, r.Seq}, head.at()), r.Endpoints)
 	}
-	n.seq = head.Seq
+	n.at = head.at()
 	n.setHead(head, v.Entries[0].Version)
 	return nil
 }
 
-// reload reads the whole network, consistent at one moment.
+// later returns the later of two stamps. A record that is gone has none of its
+// own: its absence was seen under the head.
+func later(a, b stamp) stamp {
+	if a.before(b) {
+		return b
+	}
+	return a
+}
+
+// reloadAll reads every followed network whole, as after a recovery: only then does
+// absence count again.
+func (c *Cluster) reloadAll(ctx context.Context) {
+	c.mu.Lock()
+	nets := map[carrick.NetworkID]*netState{}
+	for id, n := range c.nets {
+		if n.follow != nil && n.isLoad {
+			nets[id] = n
+		}
+	}
+	c.mu.Unlock()
+	for id, n := range nets {
+		for attempt := 0; ; attempt++ {
+			n.reading.Lock()
+			err := c.reload(ctx, id, n)
+			n.reading.Unlock()
+			if err == nil || errors.Is(err, ErrUnknownNetwork) || backoff(ctx, attempt, 2*time.Second) != nil {
+				break
+			}
+		}
+		c.changed(id)
+	}
+}
+
+// reload reads the whole network, consistent at one moment. n.reading must be
+// held. While the store is recovering it only learns: what a host has not written
+// again yet, it still has.
 func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState) error {
 	v, err := c.store.List(ctx, kvstore.Under(prefixNet(id)))
 	c.heard(err)
@@ -174,15 +239,16 @@ func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState)
 		return fmt.Errorf("read network %s: %w", id, err)
 	}
 	var (
-		confVer kvstore.Revision
-		head    headRecord
-		headVer kvstore.Revision
+		aliasVer, confVer, headVer kvstore.Revision
+		head                       headRecord
 	)
-	remote := map[carrick.HostID][]carrick.Endpoint{}
+	remote := map[carrick.HostID]endpointsRecord{}
 	for _, e := range v.Entries {
 		switch {
 		case e.Key == keyConf(id):
 			confVer = e.Version
+		case e.Key == keyAlias(id, c.self):
+			aliasVer = e.Version
 		case e.Key == keyHead(id):
 			if head, err = decode[headRecord](e.Key, e.Value); err != nil {
 				return err
@@ -196,21 +262,34 @@ func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState)
 				c.log.Error("endpoints of a host ignored", "network", id, "host", host, "err", err)
 				continue
 			}
-			remote[host] = r.Endpoints
+			remote[host] = r
 		}
 	}
 	if confVer == 0 {
+		c.suspect()
 		return fmt.Errorf("network %s: %w in the store", id, ErrUnknownNetwork)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n.confVer = confVer
-	n.seq = head.Seq
-	n.setHead(head, headVer)
-	n.remote = map[carrick.HostID]map[carrick.EndpointID]carrick.Endpoint{}
-	for h, eps := range remote {
-		n.replace(h, eps)
+	if head.at().before(n.at) && n.isLoad {
+		c.suspect()
+		return nil
 	}
+	whole := c.recovering.IsZero()
+	if whole {
+		for h := range n.remote {
+			if _, ok := remote[h]; !ok {
+				delete(n.remote, h)
+			}
+		}
+	}
+	for h, r := range remote {
+		if at := (stamp{r.Num, r.Seq}); whole || !at.before(n.remote[h].at) {
+			n.replace(h, at, r.Endpoints)
+		}
+	}
+	n.aliasVer, n.at = aliasVer, head.at()
+	n.setHead(head, headVer)
 	if !n.isLoad {
 		n.isLoad = true
 		close(n.loaded)
@@ -227,24 +306,28 @@ func (n *netState) setHead(h headRecord, v kvstore.Revision) {
 	}
 }
 
-func (n *netState) apply(ch change) {
-	eps := n.remote[ch.Host]
-	if eps == nil {
-		eps = map[carrick.EndpointID]carrick.Endpoint{}
-		n.remote[ch.Host] = eps
+func (n *netState) apply(at stamp, ch change) {
+	f := n.remote[ch.Host]
+	if at.before(f.at) {
+		return
+	}
+	if f.eps == nil {
+		f.eps = map[carrick.EndpointID]carrick.Endpoint{}
 	}
 	for _, id := range ch.Del {
-		delete(eps, id)
+		delete(f.eps, id)
 	}
 	for _, e := range ch.Put {
-		eps[e.ID] = e
+		f.eps[e.ID] = e
 	}
-	if len(eps) == 0 {
+	f.at = at
+	n.remote[ch.Host] = f
+	if len(f.eps) == 0 {
 		delete(n.remote, ch.Host)
 	}
 }
 
-func (n *netState) replace(h carrick.HostID, eps []carrick.Endpoint) {
+func (n *netState) replace(h carrick.HostID, at stamp, eps []carrick.Endpoint) {
 	m := map[carrick.EndpointID]carrick.Endpoint{}
 	for _, e := range eps {
 		m[e.ID] = e
@@ -253,7 +336,7 @@ func (n *netState) replace(h carrick.HostID, eps []carrick.Endpoint) {
 		delete(n.remote, h)
 		return
 	}
-	n.remote[h] = m
+	n.remote[h] = hostFacts{at, m}
 }
 
 // View returns a network's whole snapshot: the others' endpoints as the store
@@ -285,11 +368,11 @@ func (c *Cluster) View(id carrick.NetworkID) (v carrick.View, complete bool, err
 	if n == nil {
 		return v, false, nil
 	}
-	for h, eps := range n.remote {
+	for h, f := range n.remote {
 		if h == c.self {
 			continue
 		}
-		v.Endpoints[h] = slices.SortedFunc(maps.Values(eps), func(a, b carrick.Endpoint) int {
+		v.Endpoints[h] = slices.SortedFunc(maps.Values(f.eps), func(a, b carrick.Endpoint) int {
 			return cmp.Compare(a.ID, b.ID)
 		})
 		if host, ok := c.hosts[h]; ok {

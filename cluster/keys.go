@@ -10,7 +10,11 @@ import (
 
 // The key layout, below the prefix of the store's URL:
 //
-//	v1/incarnation                the store's own identity; missing means wiped
+//	v1/epoch                      the store's incarnation and the sequence of structural changes;
+//	                              missing or behind means that the store lost its past
+//	v1/recovery/HOST              during a recovery: whether the host has written its part again
+//	v1/removed/HOST               a host that was removed: fenced until it registers again
+//	v1/ask/OWNER/REQUESTER        addresses that one host asks of another, and gives back
 //	v1/host/ID                    a host: name, VTEP, MTU. Not leased: ownership is not liveness
 //	v1/name/NAME                  which host holds a name
 //	v1/vtep/ADDR                  which host holds a VTEP address
@@ -26,11 +30,30 @@ import (
 //	v1/net/ID/ipam/BLOCK          who owns a block
 const (
 	layout         = "v1/"
-	keyIncarnation = layout + "incarnation"
+	keyEpoch       = layout + "epoch"
+	prefixRecovery = layout + "recovery/"
+	prefixRemoved  = layout + "removed/"
+	prefixAsks     = layout + "ask/"
 	prefixHosts    = layout + "host/"
 	prefixNodes    = layout + "node/"
 	prefixNets     = layout + "net/"
 )
+
+func keyRecovery(id carrick.HostID) string { return prefixRecovery + string(id) }
+func keyRemoved(id carrick.HostID) string  { return prefixRemoved + string(id) }
+
+// prefixAsksOf selects everything that is asked of one host.
+func prefixAsksOf(owner carrick.HostID) string { return prefixAsks + string(owner) + "/" }
+func keyAsk(owner, requester carrick.HostID) string {
+	return prefixAsksOf(owner) + string(requester)
+}
+
+// partiesOfAsk is the inverse of keyAsk.
+func partiesOfAsk(key string) (owner, requester carrick.HostID, ok bool) {
+	s, ok := strings.CutPrefix(key, prefixAsks)
+	o, r, ok2 := strings.Cut(s, "/")
+	return carrick.HostID(o), carrick.HostID(r), ok && ok2 && carrick.ValidID(o) && carrick.ValidID(r)
+}
 
 func keyHost(id carrick.HostID) string { return prefixHosts + string(id) }
 func keyNode(id carrick.HostID) string { return prefixNodes + string(id) }
@@ -74,4 +97,14 @@ func blockOfKey(id carrick.NetworkID, key string) (netip.Prefix, bool) {
 	}
 	p, err := netip.ParsePrefix(s[:i] + "/" + s[i+1:])
 	return p, err == nil && p == p.Masked()
+}
+
+// netOfKey splits a key of a network into the network and the rest.
+func netOfKey(key string) (id carrick.NetworkID, rest string, ok bool) {
+	s, ok := strings.CutPrefix(key, prefixNets)
+	if !ok {
+		return "", "", false
+	}
+	n, rest, ok := strings.Cut(s, "/")
+	return carrick.NetworkID(n), rest, ok
 }

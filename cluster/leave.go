@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
-	"time"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster/journal"
@@ -57,7 +55,7 @@ func (c *Cluster) leave(ctx context.Context, id carrick.NetworkID) error {
 	if err != nil || !rec.Leaving {
 		return nil
 	}
-	if err := c.dropStored(ctx, rec.Conf, rec.Left); err != nil {
+	if err := c.dropStored(ctx, rec.Conf, rec.Left, carrick.MakeGen(0, c.jr.Meta().Clock)); err != nil {
 		return fmt.Errorf("leave network %s: %w (the store will be told when it answers)", rec.Conf.Label(), err)
 	}
 	err = c.jr.Update(func(tx *journal.Tx) error {
@@ -74,117 +72,73 @@ func (c *Cluster) leave(ctx context.Context, id carrick.NetworkID) error {
 	return nil
 }
 
-// dropStored removes this host from a network in the store: its alias, endpoints
-// and blocks; and the network itself if no other host has an alias. If the store
-// has an alias of this host besides only, it was joined again meanwhile and
+// dropStored removes this host from a network in the store: its alias, endpoints,
+// blocks and loans; and the network itself if no other host has an alias. If the
+// store has an alias of this host besides only, it was joined again meanwhile and
 // nothing is dropped.
-func (c *Cluster) dropStored(ctx context.Context, n carrick.Network, only []carrick.DockerNetworkID) error {
-	for attempt := 0; ; attempt++ {
-		err := c.tryDrop(ctx, n, only)
-		if !errors.Is(err, kvstore.ErrConflict) || attempt >= createTries {
+func (c *Cluster) dropStored(ctx context.Context, n carrick.Network, only []carrick.DockerNetworkID, gen carrick.Gen) error {
+	for more := true; more; {
+		_, err := c.structural(ctx, func(ctx context.Context, t *kvstore.Txn, num uint32) error {
+			var err error
+			more, err = c.buildDrop(ctx, t, n, only, max(gen, carrick.MakeGen(num, 0)))
 			return err
-		}
-		if err := backoff(ctx, attempt, 500*time.Millisecond); err != nil {
-			return err
-		}
-	}
-}
-
-func (c *Cluster) tryDrop(ctx context.Context, n carrick.Network, only []carrick.DockerNetworkID) error {
-	v, err := c.store.List(ctx, kvstore.Under(prefixNet(n.ID)))
-	c.heard(err)
-	if err != nil {
-		return err
-	}
-	var (
-		members      membersRecord
-		head         headRecord
-		versions     = map[string]kvstore.Revision{}
-		othersRemain bool
-		blocks       []string
-	)
-	for _, e := range v.Entries {
-		versions[e.Key] = e.Version
-		switch {
-		case e.Key == keyMembers(n.ID):
-			members, err = decode[membersRecord](e.Key, e.Value)
-		case e.Key == keyHead(n.ID):
-			head, err = decode[headRecord](e.Key, e.Value)
-		case e.Key == keyAlias(n.ID, c.self):
-			var a aliasRecord
-			a, err = decode[aliasRecord](e.Key, e.Value)
-			if err == nil && slices.ContainsFunc(a.Aliases, func(d dockerAlias) bool { return !slices.Contains(only, d.Docker) }) {
-				return nil // joined again
-			}
-		case strings.HasPrefix(e.Key, prefixAliases(n.ID)):
-			othersRemain = true
-		case strings.HasPrefix(e.Key, prefixBlocks(n.ID)):
-			var b holderRecord
-			if b, err = decode[holderRecord](e.Key, e.Value); err == nil && b.Host == c.self {
-				blocks = append(blocks, e.Key)
-			}
-		}
+		})
 		if err != nil {
 			return err
 		}
-	}
-	confKey, membersKey, headKey, aliasKey, epsKey := keyConf(n.ID), keyMembers(n.ID), keyHead(n.ID), keyAlias(n.ID, c.self), keyNetHost(n.ID, c.self)
-	if versions[confKey] == 0 {
-		return nil // already gone
-	}
-	var encErr error
-	t := (&kvstore.Txn{}).Version(confKey, versions[confKey]).Version(membersKey, versions[membersKey]).Version(aliasKey, versions[aliasKey])
-	if !othersRemain {
-		space, spaceVer, err := get[tenantRecord](ctx, c, keyTenant(n.Tenant))
-		if err != nil {
-			return err
-		}
-		space.Prefixes = slices.DeleteFunc(space.Prefixes, func(p tenantPrefix) bool { return p.Network == n.ID })
-		t.Version(keyTenant(n.Tenant), spaceVer)
-		if len(space.Prefixes) == 0 {
-			t.Delete(keyTenant(n.Tenant))
-		} else {
-			put(t, &encErr, keyTenant(n.Tenant), &space)
-		}
-		if owner, v, err := get[vniRecord](ctx, c, keyVNI(n.VNI)); err != nil {
-			return err
-		} else if v != 0 && owner.Network == n.ID {
-			t.Version(keyVNI(n.VNI), v).Delete(keyVNI(n.VNI))
-		}
-		t.DeletePrefix(prefixNet(n.ID))
-	} else {
-		members.V = schema
-		members.Change++
-		put(t, &encErr, membersKey, &members)
-		t.Delete(aliasKey)
-		if versions[epsKey] != 0 {
-			head.V = schema
-			if err := head.push(change{Host: c.self, Reread: true}); err != nil {
-				return err
-			}
-			t.Version(headKey, versions[headKey]).Version(epsKey, versions[epsKey])
-			put(t, &encErr, headKey, &head)
-			t.Delete(epsKey)
-		}
-		// More blocks than a transaction holds are freed by the same call's next
-		// turn: they have no owner's alias any more, and nobody allocates from them.
-		for i, b := range blocks {
-			if i == blocksPerTxn {
-				break
-			}
-			t.Delete(b)
-		}
-	}
-	if encErr != nil {
-		return encErr
-	}
-	if _, err := c.commit(ctx, t); err != nil {
-		return err
-	}
-	if othersRemain && len(blocks) > blocksPerTxn {
-		return &kvstore.ConflictError{Keys: blocks[blocksPerTxn:]}
 	}
 	return nil
+}
+
+// buildDrop adds as much of dropStored as fits into a transaction: blocks first,
+// while the alias still keeps others from ending the network. more says that
+// something is left.
+func (c *Cluster) buildDrop(ctx context.Context, t *kvstore.Txn, n carrick.Network, only []carrick.DockerNetworkID, gen carrick.Gen) (more bool, err error) {
+	net, err := c.readNetwork(ctx, n.ID)
+	if err != nil || net.conf.version == 0 {
+		return false, err // already gone
+	}
+	alias := net.aliases[c.self]
+	if slices.ContainsFunc(alias.value.Aliases, func(d dockerAlias) bool { return !slices.Contains(only, d.Docker) }) {
+		return false, nil // joined again
+	}
+	t.Version(keyAlias(n.ID, c.self), alias.version)
+	if alias.version != 0 && len(net.aliases) == 1 {
+		return false, c.dropNetwork(ctx, t, n, net)
+	}
+	var encErr error
+	for b, rec := range net.blocks {
+		if rec.value.Host != c.self {
+			continue
+		}
+		if len(t.Ops) > 60 {
+			return true, encErr
+		}
+		if err := c.freeBlock(ctx, t, &encErr, n, net, b, max(gen, rec.value.Gen), c.cfg.Rest); err != nil {
+			return false, err
+		}
+	}
+	if alias.version == 0 && net.endpoints[c.self].version == 0 {
+		return false, encErr
+	}
+	members := net.members.value
+	members.V = schema
+	members.Change++
+	t.Version(keyMembers(n.ID), net.members.version)
+	put(t, &encErr, keyMembers(n.ID), &members)
+	if alias.version != 0 {
+		t.Delete(keyAlias(n.ID, c.self))
+	}
+	if eps := net.endpoints[c.self]; eps.version != 0 {
+		head := net.head.value
+		if err := head.push(c.number(), change{Host: c.self, Reread: true}); err != nil {
+			return false, err
+		}
+		t.Version(keyHead(n.ID), net.head.version).Version(keyNetHost(n.ID, c.self), eps.version)
+		put(t, &encErr, keyHead(n.ID), &head)
+		t.Delete(keyNetHost(n.ID, c.self))
+	}
+	return false, encErr
 }
 
 // blocksPerTxn leaves room for the other operations of a removal.

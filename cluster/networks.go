@@ -46,14 +46,13 @@ const createTries = 20
 func (c *Cluster) CreateNetwork(ctx context.Context, w Want) (n carrick.Network, joined bool, err error) {
 	c.creating.RLock()
 	defer c.creating.RUnlock()
-	for attempt := 0; attempt < createTries; attempt++ {
-		n, joined, err = c.tryCreate(ctx, w)
-		if !errors.Is(err, kvstore.ErrConflict) {
-			break
-		}
-		if berr := backoff(ctx, attempt, 500*time.Millisecond); berr != nil {
-			return carrick.Network{}, false, berr
-		}
+	_, err = c.structural(ctx, func(ctx context.Context, t *kvstore.Txn, num uint32) error {
+		var err error
+		n, joined, err = c.buildCreate(ctx, t, w, num)
+		return err
+	})
+	if errors.Is(err, ErrRecovering) {
+		n = carrick.Network{} // nothing was written
 	}
 	if err == nil {
 		// Nobody hears of a success after ctx: the engine gave the network up.
@@ -87,7 +86,8 @@ func (c *Cluster) CreateNetwork(ctx context.Context, w Want) (n carrick.Network,
 	return n, joined, nil
 }
 
-func (c *Cluster) tryCreate(ctx context.Context, w Want) (carrick.Network, bool, error) {
+// buildCreate adds a new network, or the join of one, to a transaction.
+func (c *Cluster) buildCreate(ctx context.Context, t *kvstore.Txn, w Want, num uint32) (carrick.Network, bool, error) {
 	space, spaceVer, err := get[tenantRecord](ctx, c, keyTenant(w.Tenant))
 	if err != nil {
 		return carrick.Network{}, false, err
@@ -102,8 +102,8 @@ func (c *Cluster) tryCreate(ctx context.Context, w Want) (carrick.Network, bool,
 	case id != "" && w.Network != "" && id != w.Network:
 		return carrick.Network{}, false, fmt.Errorf("option carrick.network=%s: subnet %s is network %s: %w", w.Network, carrick.Subnets(w.Pools), id, ErrMismatch)
 	case id != "":
-		n, err := c.tryJoin(ctx, id, w)
-		return n, true, err // with n if it is not known whether it was joined
+		n, err := c.buildJoin(ctx, t, id, w)
+		return n, true, err
 	}
 
 	n := w.network()
@@ -122,15 +122,12 @@ func (c *Cluster) tryCreate(ctx context.Context, w Want) (carrick.Network, bool,
 		space.Prefixes = append(space.Prefixes, tenantPrefix{p.Prefix, n.ID})
 	}
 	slices.SortFunc(space.Prefixes, func(a, b tenantPrefix) int { return a.Prefix.Compare(b.Prefix) })
-	t := (&kvstore.Txn{}).
-		Version(keyTenant(w.Tenant), spaceVer).
-		Absent(keyVNI(n.VNI)).
-		Absent(keyConf(n.ID))
+	t.Version(keyTenant(w.Tenant), spaceVer).Absent(keyVNI(n.VNI)).Absent(keyConf(n.ID))
 	put(t, &encErr, keyTenant(w.Tenant), &space)
 	put(t, &encErr, keyVNI(n.VNI), &vniRecord{envelope{schema}, n.ID})
 	put(t, &encErr, keyConf(n.ID), &confRecord{envelope{schema}, n})
 	put(t, &encErr, keyMembers(n.ID), &membersRecord{envelope{schema}, 1})
-	put(t, &encErr, keyHead(n.ID), &headRecord{envelope: envelope{schema}})
+	put(t, &encErr, keyHead(n.ID), &headRecord{envelope: envelope{schema}, Num: num})
 	put(t, &encErr, keyAlias(n.ID, c.self), &aliasRecord{envelope{schema}, c.self, []dockerAlias{{Docker: w.Docker}}})
 	if encErr != nil {
 		return carrick.Network{}, false, encErr
@@ -141,8 +138,8 @@ func (c *Cluster) tryCreate(ctx context.Context, w Want) (carrick.Network, bool,
 	return n, false, nil
 }
 
-// tryJoin adds an alias of this host to an existing network.
-func (c *Cluster) tryJoin(ctx context.Context, id carrick.NetworkID, w Want) (carrick.Network, error) {
+// buildJoin adds an alias of this host to an existing network.
+func (c *Cluster) buildJoin(ctx context.Context, t *kvstore.Txn, id carrick.NetworkID, w Want) (carrick.Network, error) {
 	conf, confVer, err := get[confRecord](ctx, c, keyConf(id))
 	if err != nil {
 		return carrick.Network{}, err
@@ -171,19 +168,10 @@ func (c *Cluster) tryJoin(ctx context.Context, id carrick.NetworkID, w Want) (ca
 	aliases = aliasRecord{envelope{schema}, c.self, []dockerAlias{{Docker: w.Docker}}}
 	members.V = schema
 	members.Change++
-	t := (&kvstore.Txn{}).
-		Version(keyConf(id), confVer).
-		Version(keyMembers(id), membersVer).
-		Version(keyAlias(id, c.self), aliasVer)
+	t.Version(keyConf(id), confVer).Version(keyMembers(id), membersVer).Version(keyAlias(id, c.self), aliasVer)
 	put(t, &encErr, keyMembers(id), &members)
 	put(t, &encErr, keyAlias(id, c.self), &aliases)
-	if encErr != nil {
-		return carrick.Network{}, encErr
-	}
-	if _, err := c.commit(ctx, t); err != nil {
-		return conf.Network, fmt.Errorf("join network %s: %w", id, err)
-	}
-	return conf.Network, nil
+	return conf.Network, encErr
 }
 
 // refuseSecondAlias refuses a second Docker network on this host for a network

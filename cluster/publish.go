@@ -22,6 +22,7 @@ type publisher struct {
 	known  bool // rec and recVer are what the store has
 	rec    map[carrick.EndpointID]carrick.Endpoint
 	recVer kvstore.Revision // 0: no record
+	num    uint32           // incarnation it is known of
 }
 
 // PublishLater makes the store hold what the journal says about this host's
@@ -117,20 +118,23 @@ func (c *Cluster) forgetPublished(n *netState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n.pub.known = false
-	n.headVer, n.confVer = 0, 0
+	n.headVer, n.aliasVer = 0, 0
 }
 
 func (c *Cluster) tryPublish(ctx context.Context, id carrick.NetworkID, n *netState) error {
 	c.mu.Lock()
-	head, headVer, confVer := n.head, n.headVer, n.confVer
-	known, rec, recVer := n.pub.known, n.pub.rec, n.pub.recVer
+	head, headVer, aliasVer, num := n.head, n.headVer, n.aliasVer, c.writeNum
+	known, rec, recVer := n.pub.known && n.pub.num == num, n.pub.rec, n.pub.recVer
 	c.mu.Unlock()
 	var err error
-	if confVer == 0 {
-		if _, confVer, err = get[confRecord](ctx, c, keyConf(id)); err != nil {
+	if aliasVer == 0 {
+		// Who has no alias there has nothing to say: the network is gone, or the host
+		// was removed.
+		if _, aliasVer, err = get[aliasRecord](ctx, c, keyAlias(id, c.self)); err != nil {
 			return err
 		}
-		if confVer == 0 {
+		if aliasVer == 0 {
+			c.suspect()
 			return fmt.Errorf("network %s: %w in the store", id, ErrUnknownNetwork)
 		}
 	}
@@ -139,6 +143,11 @@ func (c *Cluster) tryPublish(ctx context.Context, id carrick.NetworkID, n *netSt
 			return err
 		}
 	}
+	if head.Num > num {
+		c.suspect()
+		return fmt.Errorf("network %s: %w", id, ErrRecovering)
+	}
+	again := false // the record is of before a recovery
 	if !known {
 		r, v, err := get[endpointsRecord](ctx, c, keyNetHost(id, c.self))
 		if err != nil {
@@ -148,6 +157,7 @@ func (c *Cluster) tryPublish(ctx context.Context, id carrick.NetworkID, n *netSt
 		for _, e := range r.Endpoints {
 			rec[e.ID] = e
 		}
+		again = v != 0 && r.Num != num
 	}
 
 	local := c.jr.Endpoints(id)
@@ -155,6 +165,9 @@ func (c *Cluster) tryPublish(ctx context.Context, id carrick.NetworkID, n *netSt
 	out := &endpointsRecord{envelope: envelope{schema}}
 	ch := change{Host: c.self}
 	for _, e := range local {
+		if e.Fenced {
+			continue // not this host's to speak of
+		}
 		next[e.ID] = e.Endpoint
 		out.Endpoints = append(out.Endpoints, e.Endpoint)
 		if old, ok := rec[e.ID]; !ok || !old.Equal(e.Endpoint) {
@@ -166,19 +179,21 @@ func (c *Cluster) tryPublish(ctx context.Context, id carrick.NetworkID, n *netSt
 			ch.Del = append(ch.Del, old)
 		}
 	}
-	if len(ch.Put)+len(ch.Del) == 0 {
-		c.published(n, head, headVer, confVer, next, recVer)
+	if len(ch.Put)+len(ch.Del) == 0 && !again {
+		c.published(n, head, headVer, aliasVer, next, recVer, num)
 		return nil
+	}
+	if again {
+		ch = change{Host: c.self, Reread: true}
 	}
 
 	var encErr error
-	head.Ring = append([]change(nil), head.Ring...)
-	if err := head.push(ch); err != nil {
+	if err := head.push(num, ch); err != nil {
 		return err
 	}
-	head.V = schema
+	out.Num, out.Seq = head.Num, head.Seq
 	t := (&kvstore.Txn{}).
-		Version(keyConf(id), confVer).
+		Version(keyAlias(id, c.self), aliasVer).
 		Version(keyHead(id), headVer).
 		Version(keyNetHost(id, c.self), recVer)
 	put(t, &encErr, keyHead(id), &head)
@@ -198,15 +213,29 @@ func (c *Cluster) tryPublish(ctx context.Context, id carrick.NetworkID, n *netSt
 	if len(next) == 0 {
 		recVer = 0
 	}
-	c.published(n, head, rev, confVer, next, recVer)
+	c.published(n, head, rev, aliasVer, next, recVer, num)
 	return nil
 }
 
 // published remembers what the store holds after a commit.
-func (c *Cluster) published(n *netState, head headRecord, headVer, confVer kvstore.Revision, rec map[carrick.EndpointID]carrick.Endpoint, recVer kvstore.Revision) {
+func (c *Cluster) published(n *netState, head headRecord, headVer, aliasVer kvstore.Revision, rec map[carrick.EndpointID]carrick.Endpoint, recVer kvstore.Revision, num uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n.confVer = confVer
+	n.aliasVer = aliasVer
 	n.setHead(head, headVer)
-	n.pub.known, n.pub.rec, n.pub.recVer = true, rec, recVer
+	n.pub.known, n.pub.rec, n.pub.recVer, n.pub.num = true, rec, recVer, num
+}
+
+// publishAgain makes the store hold this host's record of a network under the
+// incarnation that it writes now, and waits until it does.
+func (c *Cluster) publishAgain(ctx context.Context, id carrick.NetworkID) error {
+	c.mu.Lock()
+	n := c.state(id)
+	c.mu.Unlock()
+	c.forgetPublished(n)
+	err := c.publishOnce(ctx, id, n)
+	if errors.Is(err, ErrUnknownNetwork) {
+		return nil // a conflict about it was noted
+	}
+	return err
 }

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster/journal"
 	"github.com/carrick-net/carrick/kvstore"
 )
 
@@ -15,7 +17,7 @@ import (
 // takes. Only an identity conflict ends it with an error.
 func (c *Cluster) registerUntilDone(ctx context.Context) error {
 	for attempt := 0; ; attempt++ {
-		err := c.register(ctx)
+		err := c.enrol(ctx)
 		if err == nil || errors.Is(err, ErrIdentity) {
 			return err
 		}
@@ -32,6 +34,30 @@ func (c *Cluster) registerUntilDone(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// enrol registers the host and makes it take part in the store's epoch, whatever
+// that is.
+func (c *Cluster) enrol(ctx context.Context) error {
+	known := c.seenEpoch()
+	r, v, err := get[epochRecord](ctx, c, keyEpoch)
+	if err != nil {
+		return err
+	}
+	switch judge(known, r, v) {
+	case epochNew, epochFine:
+		if err := c.register(ctx); err != nil {
+			return err
+		}
+	case epochLost, epochForeign: // look registers when it is time to
+	}
+	_, err = c.look(ctx)
+	if errors.Is(err, ErrRecovering) || err != nil && c.seenEpoch() != (journal.Epoch{}) && !errors.Is(err, ErrIdentity) && !IsUnavailable(err) {
+		// The host is known; watchEpoch goes on with what is left.
+		c.log.Warn("epoch of the store not settled yet", "err", err)
+		return nil
+	}
+	return err
 }
 
 // register writes this host's record and its claims on its name and its VTEP
@@ -51,13 +77,27 @@ func (c *Cluster) register(ctx context.Context) error {
 func (c *Cluster) tryRegister(ctx context.Context) error {
 	var encErr error
 	t := &kvstore.Txn{}
-	_, incVersion, err := get[incarnationRecord](ctx, c, keyIncarnation)
+	known := c.seenEpoch()
+	epoch, epochVersion, err := get[epochRecord](ctx, c, keyEpoch)
 	if err != nil {
 		return err
 	}
-	if incVersion == 0 {
-		t.Absent(keyIncarnation)
-		put(t, &encErr, keyIncarnation, &incarnationRecord{envelope{schema}, string(carrick.NewHostID())})
+	if epochVersion == 0 && known == (journal.Epoch{}) {
+		// The very first host. One that remembers an epoch starts a recovery instead.
+		epoch = epochRecord{Inc: string(carrick.NewHostID()), Num: 1}.next()
+		t.Absent(keyEpoch)
+		put(t, &encErr, keyEpoch, &epoch)
+	}
+	_, removedVersion, err := get[removedRecord](ctx, c, keyRemoved(c.self))
+	if err != nil {
+		return err
+	}
+	if removedVersion != 0 {
+		// It may register again, and is held back until it has regained what it had.
+		if err := c.holdBack(true); err != nil {
+			return err
+		}
+		t.Version(keyRemoved(c.self), removedVersion).Delete(keyRemoved(c.self))
 	}
 	old, oldVersion, err := get[hostRecord](ctx, c, keyHost(c.self))
 	if err != nil {
@@ -83,16 +123,27 @@ func (c *Cluster) tryRegister(ctx context.Context) error {
 			return err
 		}
 	}
-	rec := &hostRecord{envelope{schema}, carrick.Host{
+	rec := &hostRecord{envelope: envelope{schema}, Num: epoch.Num, Host: carrick.Host{
 		ID: c.self, Name: c.cfg.Name, VTEP: c.cfg.VTEP, MTU: c.cfg.MTU, Version: c.cfg.Version,
-	}, c.cfg.Machine}
+	}, Machine: c.cfg.Machine, Grace: c.cfg.Grace}
 	t.Version(keyHost(c.self), oldVersion)
 	put(t, &encErr, keyHost(c.self), rec)
 	if encErr != nil {
 		return encErr
 	}
-	_, err = c.commit(ctx, t)
-	return err
+	if _, err = c.commit(ctx, t); err != nil {
+		return err
+	}
+	select {
+	case c.announceAgain <- struct{}{}:
+	default:
+	}
+	return c.jr.Update(func(tx *journal.Tx) error {
+		m := tx.Meta()
+		m.Registered = true
+		tx.SetMeta(m)
+		return nil
+	})
 }
 
 // claim adds to t the claim of a name or address for this host, or returns
@@ -151,81 +202,27 @@ func (c *Cluster) refuseTwin(ctx context.Context, old hostRecord) error {
 		ErrIdentity, c.self, old.Name, live.VTEP, live.Machine, c.cfg.VTEP, c.cfg.Machine, 2*c.cfg.LeaseTTL)
 }
 
-// keepAlive holds the lease and the key that says "this host is alive".
-func (c *Cluster) keepAlive(ctx context.Context) error {
-	for attempt := 0; ; attempt++ {
-		lease, err := c.announce(ctx)
-		if err == nil {
-			if attempt > 0 {
-				c.log.Info("liveness announced again")
-			}
-			attempt = 0
-			select {
-			case <-ctx.Done():
-				// A clean stop ends the lease at once. The agent's own context is over.
-				cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-				err := lease.Close(cctx)
-				cancel()
-				if err != nil {
-					c.log.Debug("could not end the liveness lease; it will expire", "err", err)
-				}
-				return nil
-			case <-lease.Lost():
-				c.log.Warn("liveness lease lost, announcing again")
-				continue
-			}
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		if attempt == 0 {
-			c.log.Warn("cannot announce liveness", "err", err)
-		}
-		if backoff(ctx, attempt, 2*time.Second) != nil {
-			return nil
-		}
-	}
-}
-
-func (c *Cluster) announce(ctx context.Context) (kvstore.Lease, error) {
-	lease, err := c.store.Lease(ctx, c.cfg.LeaseTTL)
-	c.heard(err)
-	if err != nil {
-		return nil, err
-	}
-	var encErr error
-	raw, encErr := encode(&nodeRecord{envelope{schema}, c.self, c.cfg.Machine, c.cfg.VTEP, c.cfg.Boot})
-	if encErr != nil {
-		return nil, encErr
-	}
-	// This takes the key over from an earlier run's lease, whose expiry then does
-	// not take it away.
-	if _, err = c.commit(ctx, (&kvstore.Txn{}).PutLeased(keyNode(c.self), raw, lease.ID())); err != nil {
-		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		return nil, errors.Join(err, lease.Close(cctx))
-	}
-	return lease, nil
-}
-
 // watchHosts keeps the list of hosts. It only ever learns: a record that is gone
 // or cannot be read any more means that the store lost something or was written
 // by a newer agent, and is no reason to cut off that host's containers.
 func (c *Cluster) watchHosts(ctx context.Context) error {
 	return c.watch(ctx, kvstore.Under(prefixHosts), func(v kvstore.View) error {
-		c.mu.Lock()
-		hosts := maps.Clone(c.hosts)
-		c.mu.Unlock()
+		hosts := map[carrick.HostID]carrick.Host{}
+		graces := map[carrick.HostID]time.Duration{}
 		for _, e := range v.Entries {
 			r, err := decode[hostRecord](e.Key, e.Value)
 			if err != nil {
 				c.log.Error("host record ignored", "err", err)
 				continue
 			}
-			hosts[r.ID] = r.Host
+			hosts[r.ID], graces[r.ID] = r.Host, r.Grace
+		}
+		if err := c.rememberHosts(hosts); err != nil {
+			return err
 		}
 		c.mu.Lock()
-		c.hosts = hosts
+		maps.Copy(c.hosts, hosts)
+		c.graces = graces
 		if !c.hostsOK {
 			c.hostsOK = true
 			close(c.hostsRead)
@@ -236,17 +233,20 @@ func (c *Cluster) watchHosts(ctx context.Context) error {
 	})
 }
 
-func (c *Cluster) watchNodes(ctx context.Context) error {
-	return c.watch(ctx, kvstore.Under(prefixNodes), func(v kvstore.View) error {
-		alive := map[carrick.HostID]bool{}
-		for _, e := range v.Entries {
-			if r, err := decode[nodeRecord](e.Key, e.Value); err == nil {
-				alive[r.Host] = true
+// rememberHosts puts into the journal what is new about other hosts. A recovery
+// waits for everybody who is there.
+func (c *Cluster) rememberHosts(hosts map[carrick.HostID]carrick.Host) error {
+	known := c.jr.Hosts()
+	maps.DeleteFunc(hosts, func(id carrick.HostID, h carrick.Host) bool { return id == c.self })
+	if !slices.ContainsFunc(slices.Collect(maps.Values(hosts)), func(h carrick.Host) bool { return known[h.ID] != h }) {
+		return nil
+	}
+	return c.jr.Update(func(tx *journal.Tx) error {
+		for _, h := range hosts {
+			if old, ok := tx.Host(h.ID); !ok || old != h {
+				tx.PutHost(h)
 			}
 		}
-		c.mu.Lock()
-		c.alive, c.aliveOK = alive, true
-		c.mu.Unlock()
 		return nil
 	})
 }

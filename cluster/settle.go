@@ -33,13 +33,24 @@ func (c *Cluster) settle(ctx context.Context) error {
 	}
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
+	idle := map[idleBlock]time.Time{}
+	compared := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-c.settleAgain:
+			c.reloadAll(ctx)
+			compared = time.Time{}
 		}
 		c.probe(ctx)
+		if err := c.giveUpIdle(idle, time.Now()); err != nil {
+			c.log.Error("unused blocks not given up", "err", err)
+		}
+		if !c.mayChange() {
+			continue
+		}
 		for _, n := range c.jr.Networks() {
 			if !n.Leaving {
 				continue
@@ -48,7 +59,27 @@ func (c *Cluster) settle(ctx context.Context) error {
 				c.log.Debug("network not left yet", "network", n.Conf.ID, "err", err)
 			}
 		}
+		if err := c.freeAll(ctx); err != nil {
+			c.log.Debug("blocks not freed yet", "err", err)
+		}
+		if time.Since(compared) >= settleEvery {
+			if err := c.settleOnce(ctx); err != nil {
+				c.log.Debug("store and journal not compared yet", "err", err)
+				continue
+			}
+			compared = time.Now()
+		}
 	}
+}
+
+// settleEvery is how often store and journal are compared without a reason.
+const settleEvery = time.Minute
+
+// mayChange says whether structural changes have a chance now.
+func (c *Cluster) mayChange() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lastErr == nil && c.recovering.IsZero()
 }
 
 // probe asks the store something after a failure, so that its return is noticed
@@ -60,13 +91,16 @@ func (c *Cluster) probe(ctx context.Context) {
 	if !failed {
 		return
 	}
-	if _, _, err := get[incarnationRecord](ctx, c, keyIncarnation); err != nil {
+	if _, _, err := get[epochRecord](ctx, c, keyEpoch); err != nil {
 		c.log.Debug("the store still does not answer", "err", err)
 	}
 }
 
 func (c *Cluster) settleOnce(ctx context.Context) error {
 	var errs []error
+	if c.jr.Meta().Fenced {
+		return nil // regain does it
+	}
 	for _, n := range c.jr.Networks() {
 		if n.Leaving {
 			errs = append(errs, c.leave(ctx, n.Conf.ID))
@@ -82,25 +116,14 @@ func (c *Cluster) settleOnce(ctx context.Context) error {
 // order, left different.
 func (c *Cluster) settleNetwork(ctx context.Context, n journal.Network) error {
 	id := n.Conf.ID
-	_, confVer, err := get[confRecord](ctx, c, keyConf(id))
-	if err != nil {
+	if err := c.confirm(ctx, id, c.normally, false); err != nil {
 		return err
 	}
-	if confVer == 0 {
-		c.log.Error("a network of this host is missing from the store: its containers keep running with what is known; remove and create it again on every host",
-			"network", n.Conf.Label(), "id", id)
-		return nil
-	}
-	blocks, err := c.Blocks(ctx, id)
-	if err != nil {
+	if err := c.compareBlocks(ctx, id); err != nil {
 		return err
 	}
-	for b, owner := range blocks {
-		if owner == c.self && !slices.Contains(n.Blocks, b) {
-			if err := c.adoptBlock(id, b); err != nil {
-				return err
-			}
-		}
+	if err := c.settleDisputes(ctx, id); err != nil {
+		return err
 	}
 	if err := c.publishAliases(ctx, id); err != nil {
 		return err
@@ -237,7 +260,7 @@ func (c *Cluster) dropStranger(ctx context.Context, n carrick.Network) error {
 		all = append(all, d.Docker)
 	}
 	c.log.Info("dropping an alias that no engine knows", "network", n.Label(), "docker", all[0].Short())
-	return c.dropStored(ctx, n, all)
+	return c.dropStored(ctx, n, all, carrick.MakeGen(0, c.jr.Meta().Clock))
 }
 
 // StoredNetworks returns the configuration of every network in the store, sorted
@@ -317,11 +340,11 @@ func (c *Cluster) Detail(ctx context.Context, id carrick.NetworkID) (Detail, err
 			}
 			d.Endpoints[carrick.HostID(strings.TrimPrefix(e.Key, prefixNetHosts(id)))] = r.Endpoints
 		case strings.HasPrefix(e.Key, prefixBlocks(id)):
-			r, err := decode[holderRecord](e.Key, e.Value)
+			r, err := decode[blockRecord](e.Key, e.Value)
 			if err != nil {
 				return Detail{}, err
 			}
-			if b, ok := blockOfKey(id, e.Key); ok {
+			if b, ok := blockOfKey(id, e.Key); ok && r.Host != "" {
 				d.Blocks[b.String()] = r.Host
 			}
 		}

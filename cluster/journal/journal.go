@@ -173,6 +173,10 @@ type Meta struct {
 	// Fenced: this host was removed from the cluster and has not regained all of
 	// its addresses.
 	Fenced bool `json:"fenced,omitempty"`
+	// Boot and Leased are when this host last knew its liveness lease to be held:
+	// the boot, and the time since it began (CLOCK_BOOTTIME). Kept with a grace only.
+	Boot   string        `json:"boot,omitempty"`
+	Leased time.Duration `json:"leased,omitempty"`
 	// Registered: the cluster has known this host.
 	Registered bool `json:"registered,omitempty"`
 }

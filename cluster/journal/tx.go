@@ -147,6 +147,23 @@ func (tx *Tx) Endpoint(id carrick.EndpointID) (Endpoint, bool) {
 	return lookup(tx.endpoints, tx.j.endpoints, id)
 }
 
+// Endpoints returns a network's local endpoints, with the transaction's changes,
+// in no order.
+func (tx *Tx) Endpoints(id carrick.NetworkID) []Endpoint {
+	var out []Endpoint
+	for k, e := range tx.j.endpoints {
+		if _, changed := tx.endpoints[k]; !changed && e.Network == id {
+			out = append(out, e)
+		}
+	}
+	for _, e := range tx.endpoints {
+		if e != nil && e.Network == id {
+			out = append(out, *e)
+		}
+	}
+	return out
+}
+
 // PutEndpoint stores an endpoint's record.
 func (tx *Tx) PutEndpoint(e Endpoint) { tx.endpoints[e.ID] = &e }
 

@@ -1,0 +1,209 @@
+package cluster
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster/journal"
+	"github.com/carrick-net/carrick/kvstore"
+)
+
+// idleBlock is a block of a network none of whose addresses is in use.
+type idleBlock struct {
+	network carrick.NetworkID
+	block   netip.Prefix
+}
+
+// giveUpIdle moves blocks that have not been needed for their rest to those to be
+// freed. idle is since when they have been seen unused, kept by the caller.
+func (c *Cluster) giveUpIdle(idle map[idleBlock]time.Time, now time.Time) error {
+	for _, n := range c.jr.Networks() {
+		if n.Leaving || c.jr.Meta().Fenced {
+			continue
+		}
+		leases := c.jr.Leases(n.Conf.ID)
+		for _, b := range n.Blocks {
+			key := idleBlock{n.Conf.ID, b}
+			if !unused(b, leases) {
+				delete(idle, key)
+				continue
+			}
+			since, seen := idle[key]
+			if !seen {
+				idle[key] = now
+				continue
+			}
+			rest := c.cfg.Rest
+			if borrowed(n.Conf, b) {
+				rest /= 10 // its owner lets it rest
+			}
+			if now.Sub(since) < rest {
+				continue
+			}
+			if err := c.giveUp(n.Conf.ID, b); err != nil {
+				return err
+			}
+			delete(idle, key)
+		}
+	}
+	return nil
+}
+
+// unused says whether no address of a block is given out or lent.
+func unused(b netip.Prefix, leases map[netip.Addr]journal.Lease) bool {
+	for a, l := range leases {
+		if l.Released == 0 && b.Contains(a) {
+			return false
+		}
+	}
+	return true
+}
+
+// giveUp moves an unused block of this host to those to be freed, unless the rest
+// of its blocks would be more than half used without it.
+func (c *Cluster) giveUp(id carrick.NetworkID, block netip.Prefix) error {
+	return c.jr.Update(func(tx *journal.Tx) error {
+		rec, ok := tx.Network(id)
+		if !ok || rec.Leaving || !slices.Contains(rec.Blocks, block) {
+			return nil
+		}
+		leases := tx.Leases(id)
+		if !unused(block, leases) {
+			return nil
+		}
+		var pool netip.Prefix
+		for _, p := range rec.Conf.Pools {
+			if p.Prefix.Contains(block.Addr()) {
+				pool = p.Prefix
+			}
+		}
+		taken, room := 0, 0
+		for _, b := range rec.Blocks {
+			if b != block && pool.Contains(b.Addr()) {
+				room += 1 << min(b.Addr().BitLen()-b.Bits(), 20)
+			}
+		}
+		gen := carrick.Gen(0)
+		for a, l := range leases {
+			if l.Released == 0 && pool.Contains(a) {
+				taken++
+			}
+			if block.Contains(a) {
+				gen = max(gen, l.Gen)
+			}
+		}
+		if !borrowed(rec.Conf, block) && taken > 0 && taken*2 > room {
+			return nil
+		}
+		for a := range leases {
+			if block.Contains(a) {
+				tx.DeleteLease(id, a)
+			}
+		}
+		rec.Blocks = slices.DeleteFunc(rec.Blocks, func(b netip.Prefix) bool { return b == block })
+		rec.Freeing = append(rec.Freeing, journal.Freed{Block: block, Gen: gen})
+		tx.PutNetwork(rec)
+		return nil
+	})
+}
+
+// freeAll tells the store about blocks given up.
+func (c *Cluster) freeAll(ctx context.Context) error {
+	for _, n := range c.jr.Networks() {
+		if n.Leaving || len(n.Freeing) == 0 {
+			continue
+		}
+		for _, f := range n.Freeing {
+			if err := c.free(ctx, n.Conf, f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c *Cluster) free(ctx context.Context, n carrick.Network, f journal.Freed) error {
+	_, err := c.structural(ctx, func(ctx context.Context, t *kvstore.Txn, num uint32) error {
+		net, err := c.readNetwork(ctx, n.ID)
+		if err != nil || net.blocks[f.Block].value.Host != c.self {
+			return err // it is so already
+		}
+		if rec, err := c.jr.Network(n.ID); err != nil || slices.Contains(rec.Blocks, f.Block) || c.isPending(n, f.Block) {
+			return nil // taken again meanwhile
+		}
+		var encErr error
+		if err := c.freeBlock(ctx, t, &encErr, n, net, f.Block, max(f.Gen, net.blocks[f.Block].value.Gen, carrick.MakeGen(num, 0)), 0); err != nil {
+			return err
+		}
+		return encErr
+	})
+	if err != nil {
+		return err
+	}
+	return c.jr.Update(func(tx *journal.Tx) error {
+		if rec, ok := tx.Network(n.ID); ok {
+			rec.Freeing = slices.DeleteFunc(rec.Freeing, func(x journal.Freed) bool { return x.Block == f.Block })
+			tx.PutNetwork(rec)
+		}
+		return nil
+	})
+}
+
+// compareBlocks brings this host's books about the blocks of a network and the
+// store's together: claims of its own that its journal does not have are given
+// back, and loans in its blocks are the same on both sides.
+func (c *Cluster) compareBlocks(ctx context.Context, id carrick.NetworkID) error {
+	c.answering.Lock()
+	defer c.answering.Unlock()
+	_, before, err := c.readEpoch(ctx)
+	if err != nil {
+		return err
+	}
+	recs, err := c.blockRecords(ctx, id)
+	if err != nil {
+		return err
+	}
+	if _, after, err := c.readEpoch(ctx); err != nil || after != before {
+		return err // something is changing; next time
+	}
+	return c.jr.Update(func(tx *journal.Tx) error {
+		rec, ok := tx.Network(id)
+		if !ok || rec.Leaving || tx.Meta().Fenced {
+			return nil
+		}
+		changed := false
+		for b, r := range recs {
+			own := slices.Contains(rec.Blocks, b)
+			freeing := slices.ContainsFunc(rec.Freeing, func(f journal.Freed) bool { return f.Block == b })
+			if r.value.Host == c.self && !own && !freeing && !c.isPending(rec.Conf, b) {
+				rec.Freeing = append(rec.Freeing, journal.Freed{Block: b, Gen: r.value.Gen})
+				changed = true
+			}
+			if r.value.Host == "" || r.value.Host == c.self || !borrowed(rec.Conf, b) || !slices.Contains(rec.Blocks, blockOf(rec.Conf, b.Addr())) {
+				continue
+			}
+			l, ok := tx.Lease(id, b.Addr())
+			switch {
+			case ok && l.Lent == r.value.Host:
+			case ok && l.Released == 0:
+				c.log.Error("an address of this host is lent to another according to the store", "network", rec.Conf.Label(), "addr", b.Addr(), "host", c.HostName(r.value.Host))
+			default:
+				tx.PutLease(journal.Lease{Network: id, Addr: b.Addr(), Lent: r.value.Host, Gen: r.value.Gen})
+			}
+		}
+		for a, l := range tx.Leases(id) {
+			if l.Lent != "" && recs[netip.PrefixFrom(a, a.BitLen())].value.Host != l.Lent {
+				l.Lent = ""
+				tx.PutLease(l)
+				tx.Release(id, a, time.Now())
+			}
+		}
+		if changed {
+			tx.PutNetwork(rec)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,575 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster/journal"
+	"github.com/carrick-net/carrick/kvstore"
+)
+
+// Sentinel errors of removing a host.
+var (
+	// ErrAlive: the host to be removed has renewed its lease.
+	ErrAlive = errors.New("host is alive")
+	// ErrUnknownHost: no such host.
+	ErrUnknownHost = errors.New("no such host")
+)
+
+// Removed says what the removal of a host freed.
+type Removed struct {
+	Host      carrick.Host
+	Networks  int // it had an alias of
+	Blocks    int // freed; others may claim them when they have rested
+	Endpoints int // withdrawn
+	// Later: the store is recovering; what the host had is freed when that is over.
+	Later bool
+}
+
+// RemoveHost takes a host, by name or id, out of the cluster: its record, name,
+// address and endpoints go, its blocks become free after their rest. If it comes
+// back it is fenced until it has regained its addresses. Errors: [ErrUnknownHost],
+// [ErrAlive] unless forced, the store's. Removing again finishes what an
+// interrupted removal left.
+func (c *Cluster) RemoveHost(ctx context.Context, ref string, force bool) (Removed, error) {
+	host, err := c.findHost(ctx, ref)
+	if err != nil {
+		return Removed{}, err
+	}
+	if host.ID == c.self {
+		return Removed{}, fmt.Errorf("remove host %s: it is this one: stop its agent and remove it from another", ref)
+	}
+	out := Removed{Host: host}
+	for attempt := 0; ; attempt++ {
+		out.Later, err = c.tryRemove(ctx, host, force)
+		if !errors.Is(err, kvstore.ErrConflict) || attempt >= structuralTries {
+			break
+		}
+		if err := backoff(ctx, min(attempt, 4), 200*time.Millisecond); err != nil {
+			return Removed{}, err
+		}
+	}
+	if err != nil {
+		return Removed{}, fmt.Errorf("remove host %s: %w", host.Name, err)
+	}
+	if err := c.forgetHost(host.ID); err != nil {
+		return out, err
+	}
+	if out.Later {
+		c.suspect() // the recovery may have waited for it alone
+		return out, nil
+	}
+	if err := c.purge(ctx, host.ID, &out); err != nil {
+		return out, fmt.Errorf("host %s is removed; freeing what it had goes on in the background: %w", host.Name, err)
+	}
+	return out, nil
+}
+
+// findHost resolves a name or an id, also of a host that only this one remembers.
+func (c *Cluster) findHost(ctx context.Context, ref string) (carrick.Host, error) {
+	if carrick.ValidID(ref) {
+		id := carrick.HostID(ref)
+		r, v, err := get[hostRecord](ctx, c, keyHost(id))
+		if err != nil {
+			return carrick.Host{}, err
+		}
+		if v != 0 {
+			return r.Host, nil
+		}
+		if r, v, err := get[removedRecord](ctx, c, keyRemoved(id)); err != nil || v != 0 {
+			return r.Host, err
+		}
+		if h, ok := c.jr.Hosts()[id]; ok {
+			return h, nil
+		}
+	}
+	held, v, err := get[holderRecord](ctx, c, keyName(ref))
+	if err != nil {
+		return carrick.Host{}, err
+	}
+	if v != 0 {
+		r, v, err := get[hostRecord](ctx, c, keyHost(held.Host))
+		if err != nil || v != 0 {
+			return r.Host, err
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, h := range c.hosts {
+		if h.Name == ref {
+			return h, nil
+		}
+	}
+	return carrick.Host{}, fmt.Errorf("host %q: %w: carrick node ls shows those there are", ref, ErrUnknownHost)
+}
+
+// tryRemove writes that a host is removed, in any state of the epoch.
+func (c *Cluster) tryRemove(ctx context.Context, h carrick.Host, force bool) (later bool, err error) {
+	known := c.seenEpoch()
+	r, version, err := get[epochRecord](ctx, c, keyEpoch)
+	if err != nil {
+		return false, err
+	}
+	if j := judge(known, r, version); j != epochFine {
+		c.suspect()
+		return false, fmt.Errorf("%w: it was just noticed, try again", ErrRecovering)
+	}
+	var encErr error
+	t := (&kvstore.Txn{}).Version(keyEpoch, version)
+	_, nodeVer, err := get[nodeRecord](ctx, c, keyNode(h.ID))
+	if err != nil {
+		return false, err
+	}
+	c.mu.Lock()
+	alive := nodeVer != 0 || c.alive[h.ID]
+	c.mu.Unlock()
+	if alive && !force {
+		return false, fmt.Errorf("%w (or was less than %s ago): stop its agent first, or use --force, which cuts its containers off the network", ErrAlive, 2*c.cfg.LeaseTTL)
+	}
+	rec, recVer, err := get[hostRecord](ctx, c, keyHost(h.ID))
+	if err != nil {
+		return false, err
+	}
+	_, removedVer, err := get[removedRecord](ctx, c, keyRemoved(h.ID))
+	if err != nil {
+		return false, err
+	}
+	t.Version(keyHost(h.ID), recVer).Version(keyRemoved(h.ID), removedVer)
+	if recVer != 0 {
+		t.Delete(keyHost(h.ID))
+		for _, key := range []string{keyName(rec.Name), keyVTEP(rec.VTEP)} {
+			held, v, err := get[holderRecord](ctx, c, key)
+			if err != nil {
+				return false, err
+			}
+			if v != 0 && held.Host == h.ID {
+				t.Version(key, v).Delete(key)
+			}
+		}
+	}
+	if nodeVer != 0 {
+		t.Delete(keyNode(h.ID))
+	}
+	put(t, &encErr, keyRemoved(h.ID), &removedRecord{envelope: envelope{schema}, Host: h, At: time.Now().UTC()})
+	later = !r.Recovering.IsZero()
+	next := r.next()
+	if later {
+		t.Delete(keyRecovery(h.ID))
+	} else {
+		put(t, &encErr, keyEpoch, &next)
+	}
+	if encErr != nil {
+		return false, encErr
+	}
+	if _, err := c.commit(ctx, t); err != nil {
+		return false, err
+	}
+	if !later {
+		c.sawEpoch(next)
+	}
+	return later, nil
+}
+
+// forgetHost drops a removed host from what this one knows.
+func (c *Cluster) forgetHost(id carrick.HostID) error {
+	if _, ok := c.jr.Hosts()[id]; ok {
+		err := c.jr.Update(func(tx *journal.Tx) error {
+			tx.DeleteHost(id)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.alive, id)
+	delete(c.absent, id)
+	delete(c.graces, id)
+	return nil
+}
+
+// purge frees everything a removed host has in the store. It may be done by
+// several hosts, and again.
+func (c *Cluster) purge(ctx context.Context, id carrick.HostID, out *Removed) error {
+	nets, err := c.StoredNetworks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range nets {
+		for more := true; more; {
+			if more, err = c.purgeNetwork(ctx, n, id, out); err != nil {
+				return fmt.Errorf("network %s: %w", n.Label(), err)
+			}
+		}
+	}
+	v, err := c.store.List(ctx, kvstore.Under(prefixAsksOf(id)))
+	c.heard(err)
+	if err != nil {
+		return err
+	}
+	_, err = c.structural(ctx, func(ctx context.Context, t *kvstore.Txn, _ uint32) error {
+		r, ver, err := get[removedRecord](ctx, c, keyRemoved(id))
+		if err != nil || ver == 0 || r.Done {
+			return err // back already, or done by somebody else
+		}
+		var encErr error
+		r.Done = true
+		t.Version(keyRemoved(id), ver)
+		put(t, &encErr, keyRemoved(id), &r)
+		for i, e := range v.Entries {
+			if i == blocksPerTxn {
+				break // whoever asks a host that is gone withdraws it
+			}
+			t.Delete(e.Key)
+		}
+		return encErr
+	})
+	return err
+}
+
+// purgeNetwork frees what a removed host has in one network, as much as fits into
+// a transaction, and says whether there is more.
+func (c *Cluster) purgeNetwork(ctx context.Context, n carrick.Network, id carrick.HostID, out *Removed) (more bool, err error) {
+	var freed, withdrawn int
+	var had bool
+	_, err = c.structural(ctx, func(ctx context.Context, t *kvstore.Txn, num uint32) error {
+		more, freed, withdrawn, had = false, 0, 0, false
+		if r, v, err := get[removedRecord](ctx, c, keyRemoved(id)); err != nil || v == 0 || r.Done {
+			return err // it is back: what it has now is its own
+		} else {
+			t.Version(keyRemoved(id), v)
+		}
+		net, err := c.readNetwork(ctx, n.ID)
+		if err != nil || net.conf.version == 0 {
+			return err
+		}
+		var encErr error
+		gen := carrick.MakeGen(num, 0)
+		if eps, ok := net.endpoints[id]; ok {
+			withdrawn = len(eps.value.Endpoints)
+			for _, e := range eps.value.Endpoints {
+				gen = max(gen, e.Gen)
+			}
+		}
+		for b, rec := range net.blocks {
+			if rec.value.Host != id {
+				continue
+			}
+			if len(t.Ops) > 60 {
+				more = true
+				break
+			}
+			key := keyBlock(n.ID, b)
+			t.Version(key, rec.version)
+			if owner := net.ownerOf(n, b); borrowed(n, b) && owner != "" && owner != id {
+				if err := c.giveBack(ctx, t, &encErr, owner, id, n.ID, b, max(gen, rec.value.Gen)); err != nil {
+					return err
+				}
+				t.Conds = slices.DeleteFunc(t.Conds, func(k kvstore.Cond) bool { return k.Key == key })
+				continue
+			} else if borrowed(n, b) {
+				t.Delete(key)
+				continue
+			}
+			freed++
+			put(t, &encErr, key, &blockRecord{envelope: envelope{schema}, Num: num, Gen: max(gen, rec.value.Gen), Until: time.Now().UTC().Add(c.cfg.Rest)})
+		}
+		alias, ok := net.aliases[id]
+		if more || !ok && withdrawn == 0 {
+			return encErr
+		}
+		had = ok
+		if ok && len(net.aliases) == 1 {
+			// Its last host is gone, and the network with it.
+			t.Conds, t.Ops = t.Conds[:1], nil
+			return c.dropNetwork(ctx, t, n, net)
+		}
+		t.Version(keyMembers(n.ID), net.members.version).Version(keyHead(n.ID), net.head.version)
+		if ok {
+			t.Version(keyAlias(n.ID, id), alias.version).Delete(keyAlias(n.ID, id))
+		}
+		net.members.value.V = schema
+		net.members.value.Change++
+		put(t, &encErr, keyMembers(n.ID), &net.members.value)
+		t.Delete(keyNetHost(n.ID, id))
+		head := net.head.value
+		if err := head.push(num, change{Host: id, Reread: true}); err != nil {
+			return err
+		}
+		put(t, &encErr, keyHead(n.ID), &head)
+		return encErr
+	})
+	if err == nil {
+		out.Blocks += freed
+		out.Endpoints += withdrawn
+		if had {
+			out.Networks++
+		}
+	}
+	return more, err
+}
+
+// watchRemoved keeps the list of removed hosts, notices this one's own removal,
+// and finishes removals that were interrupted.
+func (c *Cluster) watchRemoved(ctx context.Context) error {
+	wake := make(chan struct{}, 1)
+	c.spawn(func() error {
+		return c.watch(ctx, kvstore.Under(prefixRemoved), func(v kvstore.View) error {
+			removed := map[carrick.HostID]removedRecord{}
+			for _, e := range v.Entries {
+				if r, err := decode[removedRecord](e.Key, e.Value); err == nil {
+					removed[r.Host.ID] = r
+				}
+			}
+			c.mu.Lock()
+			c.removing = removed
+			c.mu.Unlock()
+			for id := range removed {
+				if id == c.self {
+					c.suspect()
+				} else if err := c.forgetHost(id); err != nil {
+					return err
+				}
+			}
+			select {
+			case wake <- struct{}{}:
+			default:
+			}
+			return nil
+		})
+	})
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	seen := map[carrick.HostID]bool{}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-wake:
+		case <-tick.C:
+			c.mu.Lock()
+			var left []carrick.HostID
+			for id, r := range c.removing {
+				if !r.Done && id != c.self && c.recovering.IsZero() {
+					left = append(left, id)
+				}
+			}
+			c.mu.Unlock()
+			for _, id := range left {
+				if !seen[id] { // the remover is at it
+					seen[id] = true
+					continue
+				}
+				if err := c.purge(ctx, id, &Removed{}); err != nil {
+					c.log.Debug("removal not finished yet", "host", id, "err", err)
+				}
+			}
+		}
+	}
+}
+
+// isRemoved says whether the store has this host as removed.
+func (c *Cluster) isRemoved(ctx context.Context) (bool, error) {
+	_, v, err := get[removedRecord](ctx, c, keyRemoved(c.self))
+	return v != 0, err
+}
+
+// fence cuts this host's endpoints off and registers it anew.
+func (c *Cluster) fence(ctx context.Context) error {
+	c.log.Error("this host was removed from the cluster: its containers are cut off until their addresses are granted again")
+	if err := c.holdBack(true); err != nil {
+		return err
+	}
+	return c.register(ctx)
+}
+
+// holdBack keeps this host from allocating until regain has confirmed what it
+// has; with cut its endpoints' ports go down as well. Both are in the journal.
+func (c *Cluster) holdBack(cut bool) error {
+	var changed []carrick.NetworkID
+	need := !c.jr.Meta().Fenced
+	for _, n := range c.jr.Networks() {
+		if cut && slices.ContainsFunc(c.jr.Endpoints(n.Conf.ID), func(e journal.Endpoint) bool { return !e.Fenced }) {
+			changed = append(changed, n.Conf.ID)
+			need = true
+		}
+	}
+	if !need {
+		return nil
+	}
+	err := c.jr.Update(func(tx *journal.Tx) error {
+		m := tx.Meta()
+		m.Fenced = true
+		tx.SetMeta(m)
+		for _, id := range changed {
+			for _, e := range tx.Endpoints(id) {
+				if !e.Fenced {
+					e.Fenced = true
+					tx.PutEndpoint(e)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, id := range changed {
+		c.changed(id)
+	}
+	return nil
+}
+
+// regain confirms everything this host has, in a normal epoch, and lets it
+// allocate again. again means that something is left to be asked for.
+func (c *Cluster) regain(ctx context.Context) (again bool, err error) {
+	for _, n := range c.jr.Networks() {
+		if n.Leaving {
+			continue
+		}
+		if err := c.confirm(ctx, n.Conf.ID, c.normally, false); err != nil {
+			return false, fmt.Errorf("regain network %s: %w", n.Conf.Label(), err)
+		}
+	}
+	err = c.jr.Update(func(tx *journal.Tx) error {
+		m := tx.Meta()
+		m.Fenced = false
+		tx.SetMeta(m)
+		return nil
+	})
+	if err != nil {
+		return false, err
+	}
+	for _, n := range c.jr.Networks() {
+		if n.Leaving {
+			continue
+		}
+		if err := c.settleDisputes(ctx, n.Conf.ID); err != nil {
+			return false, err
+		}
+		c.PublishLater(n.Conf.ID)
+	}
+	c.log.Info("this host takes part in the cluster again")
+	return false, nil
+}
+
+// disputed lists the addresses that endpoints of this host have and that lie in
+// no block of its own: another host owns them by now.
+func (c *Cluster) disputed(id carrick.NetworkID) map[netip.Addr]carrick.EndpointID {
+	rec, err := c.jr.Network(id)
+	if err != nil || rec.Leaving {
+		return nil
+	}
+	var out map[netip.Addr]carrick.EndpointID
+	for _, e := range c.jr.Endpoints(id) {
+		for _, a := range e.Addrs {
+			if !inBlocks(rec.Blocks, a) {
+				if out == nil {
+					out = map[netip.Addr]carrick.EndpointID{}
+				}
+				out[a] = e.ID
+			}
+		}
+	}
+	return out
+}
+
+// settleDisputes asks the owners for disputed addresses, and ends the fence of
+// endpoints that have all of theirs.
+func (c *Cluster) settleDisputes(ctx context.Context, id carrick.NetworkID) error {
+	rec, err := c.jr.Network(id)
+	if err != nil || rec.Leaving {
+		return nil
+	}
+	for a, ep := range c.disputed(id) {
+		err := c.retake(ctx, rec.Conf, a)
+		switch {
+		case errors.Is(err, ErrRefused):
+			c.log.Debug("address stays in dispute", "network", rec.Conf.Label(), "addr", a, "endpoint", ep.Short(), "err", err)
+		case err != nil:
+			return err
+		default:
+			c.log.Info("address granted again", "network", rec.Conf.Label(), "addr", a, "endpoint", ep.Short())
+		}
+	}
+	left := c.disputed(id)
+	var free []carrick.EndpointID
+	for _, e := range c.jr.Endpoints(id) {
+		if e.Fenced && !slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { _, ok := left[a]; return ok }) {
+			free = append(free, e.ID)
+		}
+	}
+	if len(free) == 0 || c.jr.Meta().Fenced {
+		return nil
+	}
+	err = c.jr.Update(func(tx *journal.Tx) error {
+		for _, ep := range free {
+			if e, ok := tx.Endpoint(ep); ok {
+				e.Fenced = false
+				tx.PutEndpoint(e)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	c.PublishLater(id)
+	c.changed(id)
+	return nil
+}
+
+// retake makes a disputed address this host's again: by claiming its block if that
+// is nobody's, else by asking the owner.
+func (c *Cluster) retake(ctx context.Context, n carrick.Network, a netip.Addr) error {
+	for _, p := range n.Pools {
+		if !p.Prefix.Contains(a) {
+			continue
+		}
+		err := c.ClaimBlock(ctx, n.ID, netip.PrefixFrom(a, p.Block).Masked())
+		if !errors.Is(err, ErrBlockTaken) {
+			return err
+		}
+		_, err = c.Borrow(ctx, n.ID, p.Prefix, a)
+		return err
+	}
+	return fmt.Errorf("%s: %w: in no pool of the network", a, ErrRefused)
+}
+
+// noteConflict remembers why a network cannot be published; "" ends it.
+func (c *Cluster) noteConflict(id carrick.NetworkID, why string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if why == "" {
+		delete(c.conflicts, id)
+		return
+	}
+	if c.conflicts[id] != why {
+		c.log.Error(why)
+	}
+	c.conflicts[id] = why
+}
+
+// Conflicts says what this host cannot settle by itself, for people, sorted.
+func (c *Cluster) Conflicts() []string {
+	var out []string
+	c.mu.Lock()
+	for _, why := range c.conflicts {
+		out = append(out, why)
+	}
+	c.mu.Unlock()
+	for _, n := range c.jr.Networks() {
+		for a, ep := range c.disputed(n.Conf.ID) {
+			out = append(out, fmt.Sprintf("network %s: endpoint %s has %s, which belongs to another host by now: restart its container to give it another address", n.Conf.Label(), ep.Short(), a))
+		}
+	}
+	slices.SortFunc(out, strings.Compare)
+	return out
+}
