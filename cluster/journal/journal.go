@@ -142,6 +142,7 @@ type Journal struct {
 	networks  map[carrick.NetworkID]Network
 	endpoints map[carrick.EndpointID]Endpoint
 	leases    map[leaseKey]Lease
+	usages    map[usageKey]*usage // what leases say, counted
 	hosts     map[carrick.HostID]carrick.Host
 	releases  uint64 // highest Released so far
 	meta      Meta
@@ -216,6 +217,7 @@ func OpenWith(dir, machine string, o Options) (*Journal, error) {
 		networks:  map[carrick.NetworkID]Network{},
 		endpoints: map[carrick.EndpointID]Endpoint{},
 		leases:    map[leaseKey]Lease{},
+		usages:    map[usageKey]*usage{},
 		hosts:     map[carrick.HostID]carrick.Host{},
 	}
 	if err := j.load(machine); err != nil {
@@ -317,7 +319,7 @@ func (j *Journal) load(machine string) error {
 				return fmt.Errorf("network %q with %d pools", n.Conf.ID, len(n.Conf.Pools))
 			}
 			j.networks[n.Conf.ID] = n
-			return n.Conf.Pools[0].Validate()
+			return carrick.ValidatePools(n.Conf.Pools)
 		}); err != nil {
 			return err
 		}
@@ -330,15 +332,18 @@ func (j *Journal) load(machine string) error {
 		}); err != nil {
 			return err
 		}
-		return loadBucket(tx, bucketLeases, func(_ string, l Lease) error {
+		leases := map[leaseKey]*Lease{}
+		err = loadBucket(tx, bucketLeases, func(_ string, l Lease) error {
 			if !l.Addr.IsValid() {
 				return fmt.Errorf("address %v", l.Addr)
 			}
-			j.leases[leaseKey{l.Network, l.Addr}] = l
+			leases[leaseKey{l.Network, l.Addr}] = &l
 			j.releases = max(j.releases, l.Released)
 			j.meta.Clock = max(j.meta.Clock, l.Gen.Clock())
 			return nil
 		})
+		j.mergeLeases(leases)
+		return err
 	})
 }
 

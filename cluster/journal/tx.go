@@ -47,7 +47,7 @@ func (j *Journal) Update(fn func(*Tx) error) error {
 	}
 	merge(j.networks, tx.networks)
 	merge(j.endpoints, tx.endpoints)
-	merge(j.leases, tx.leases)
+	j.mergeLeases(tx.leases)
 	merge(j.hosts, tx.hosts)
 	j.releases, j.meta = tx.releases, tx.meta
 	return nil
@@ -135,10 +135,13 @@ func (tx *Tx) DeleteNetwork(id carrick.NetworkID) {
 			tx.endpoints[k] = nil
 		}
 	}
-	for k := range tx.j.leases {
-		if k.net == id {
-			tx.leases[k] = nil
+	for k, e := range tx.endpoints {
+		if e != nil && e.Network == id {
+			tx.endpoints[k] = nil
 		}
+	}
+	for a := range tx.Leases(id) {
+		tx.DeleteLease(id, a)
 	}
 }
 
