@@ -8,19 +8,27 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/carrick-net/carrick/status"
 )
 
-// ask adds the flags every asking verb has, and makes its Run: ask the agent,
-// then print JSON or text.
-func ask[T any](cmd *cobra.Command, question func(context.Context, *status.Client, []string) (T, error), text func(io.Writer, T) error) *cobra.Command {
+// verb is a question to the agent, or a wish, and how its answer is printed.
+type verb[T any] struct {
+	ask  func(context.Context, *status.Client, []string) (T, error)
+	text func(io.Writer, T) error
+	// fine says whether an answer is no problem; nil: it always is.
+	fine func(T) bool
+}
+
+// on makes the verb a command's work: with the flags every verb has, it asks the
+// agent, then prints JSON or text.
+func (v verb[T]) on(cmd *cobra.Command) *cobra.Command {
 	socket := os.Getenv(envPrefix + "API_SOCKET")
 	if socket == "" {
 		socket = defaultAPISocket
@@ -28,25 +36,26 @@ func ask[T any](cmd *cobra.Command, question func(context.Context, *status.Clien
 	cmd.Flags().StringVar(&socket, "api-socket", socket, "where the agent listens")
 	asJSON := cmd.Flags().Bool("json", false, "print JSON")
 	cmd.RunE = doing(func(cmd *cobra.Command, args []string) error {
-		v, err := question(cmd.Context(), status.NewClient(socket), args)
+		answer, err := v.ask(cmd.Context(), status.NewClient(socket), args)
 		if err != nil {
 			return err
 		}
 		if *asJSON {
-			if err := printJSON(cmd.OutOrStdout(), v); err != nil {
-				return err
-			}
-			text = func(io.Writer, T) error { return nil }
+			err = printJSON(cmd.OutOrStdout(), answer)
+		} else {
+			err = v.text(cmd.OutOrStdout(), answer)
 		}
-		if err := text(cmd.OutOrStdout(), v); err != nil {
-			return err
+		if err == nil && v.fine != nil && !v.fine(answer) {
+			err = problemError{}
 		}
-		if s, ok := any(v).(status.Status); ok && !s.Healthy() {
-			return problemError{}
-		}
-		return nil
+		return err
 	})
 	return cmd
+}
+
+// group makes a command that only has commands below it.
+func group(use, short string) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 }
 
 func printJSON(w io.Writer, v any) error {
@@ -81,90 +90,72 @@ func lines(w io.Writer, pairs ...[2]string) error {
 	return tw.Flush()
 }
 
-func statusCommand() *cobra.Command {
-	return ask(&cobra.Command{
-		Use: "status", Short: "What this host's agent does, and what needs attention (exit code 1 if anything)", Args: cobra.NoArgs,
-	}, func(ctx context.Context, c *status.Client, _ []string) (status.Status, error) { return c.Status(ctx) },
-		func(w io.Writer, s status.Status) error {
-			err := lines(w,
-				[2]string{"node", fmt.Sprintf("%s (id %s)", s.Node, s.Host)},
-				[2]string{"VTEP", fmt.Sprintf("%s on %s, MTU %d", s.VTEP, s.Device, s.MTU)},
-				[2]string{"store", link(s.Store)},
-				[2]string{"engine", link(s.Engine)},
-				[2]string{"here", fmt.Sprintf("%d networks, %d endpoints, %d not published", s.Networks, s.Local, s.Pending)},
-				[2]string{"drift", fmt.Sprintf("%d kernel objects repaired since %s", s.Drift, s.Started.Format(time.DateTime))},
-				[2]string{"version", s.Version},
-			)
-			if err != nil {
-				return err
-			}
-			if s.Healthy() {
-				_, err = fmt.Fprintln(w, "\nNothing needs attention.")
-				return err
-			}
-			_, err = fmt.Fprintf(w, "\nNeeds attention:\n  %s\n", strings.Join(s.Problems, "\n  "))
-			return err
-		})
-}
-
-func link(l status.Link) string {
-	switch {
-	case l.URL == "":
-		return "not used"
-	case l.OK:
-		return l.URL + ", answers"
-	case l.Contact.IsZero():
-		return fmt.Sprintf("%s, never answered: %s", l.URL, l.Error)
-	}
-	return fmt.Sprintf("%s, last answered %s ago: %s", l.URL, time.Since(l.Contact).Round(time.Second), l.Error)
-}
-
 func networkCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "network", Short: "The cluster's networks"}
+	cmd := group("network", "The cluster's networks")
 	cmd.AddCommand(
-		ask(&cobra.Command{Use: "ls", Short: "List the cluster's networks", Args: cobra.NoArgs},
-			func(ctx context.Context, c *status.Client, _ []string) ([]status.Network, error) {
+		verb[[]status.Network]{
+			ask: func(ctx context.Context, c *status.Client, _ []string) ([]status.Network, error) {
 				return c.Networks(ctx)
 			},
-			func(w io.Writer, list []status.Network) error {
-				rows := make([][]string, 0, len(list))
-				for _, n := range list {
-					here := "no"
-					if n.Here {
-						here = "yes"
-					}
-					rows = append(rows, []string{string(n.ID), n.Name, n.Subnet.String(), strconv.FormatUint(uint64(n.VNI), 10), string(n.Mode), n.Tenant, here})
-				}
-				return table(w, []string{"ID", "NAME", "SUBNET", "VNI", "MODE", "TENANT", "HERE"}, rows)
-			}),
-		ask(&cobra.Command{Use: "inspect NETWORK", Short: "Show one network: by name, id, Docker's id or subnet", Args: cobra.ExactArgs(1)},
-			func(ctx context.Context, c *status.Client, args []string) (status.Network, error) {
+			text: printNetworks,
+		}.on(&cobra.Command{Use: "ls", Short: "List the cluster's networks", Args: cobra.NoArgs}),
+		verb[status.Network]{
+			ask: func(ctx context.Context, c *status.Client, args []string) (status.Network, error) {
 				return c.Network(ctx, args[0])
-			}, printNetwork))
+			},
+			text: printNetwork,
+		}.on(&cobra.Command{Use: "inspect NETWORK", Short: "Show one network: by name, id, Docker's id or subnet", Args: cobra.ExactArgs(1)}))
 	return cmd
+}
+
+func printNetworks(w io.Writer, list []status.Network) error {
+	rows := make([][]string, 0, len(list))
+	for _, n := range list {
+		here := "no"
+		if n.Here {
+			here = "yes"
+		}
+		rows = append(rows, []string{string(n.ID), n.Name, subnets(n), strconv.FormatUint(uint64(n.VNI), 10), string(n.Mode), n.Tenant, here})
+	}
+	return table(w, []string{"ID", "NAME", "SUBNET", "VNI", "MODE", "TENANT", "HERE"}, rows)
+}
+
+// subnets lists a network's prefixes.
+func subnets(n status.Network) string {
+	if len(n.Pools) == 0 {
+		return n.Subnet.String()
+	}
+	out := make([]string, 0, len(n.Pools))
+	for _, p := range n.Pools {
+		out = append(out, p.Prefix.String())
+	}
+	return strings.Join(out, ",")
 }
 
 func printNetwork(w io.Writer, n status.Network) error {
 	mark := map[bool]string{true: "yes", false: "no"}
-	aux := make([]string, 0, len(n.Aux))
-	for name, a := range n.Aux {
-		aux = append(aux, name+"="+a.String())
+	pairs := [][2]string{{"id", string(n.ID)}, {"name", n.Name}, {"tenant", n.Tenant}}
+	for _, p := range n.Pools {
+		aux := make([]string, 0, len(p.Aux))
+		for name, a := range p.Aux {
+			aux = append(aux, name+"="+a.String())
+		}
+		slices.Sort(aux)
+		ipRange, gateway := "", ""
+		if p.Range.IsValid() {
+			ipRange = p.Range.String()
+		}
+		if p.Gateway.IsValid() {
+			gateway = p.Gateway.String()
+		}
+		pairs = append(pairs, [][2]string{{"subnet", p.Prefix.String()}, {"ip-range", ipRange}, {"gateway", gateway}, {"aux-address", strings.Join(aux, " ")}}...)
 	}
-	ipRange := ""
-	if n.Range.IsValid() {
-		ipRange = n.Range.String()
-	}
-	gateway := ""
-	if n.Gateway.IsValid() {
-		gateway = n.Gateway.String()
-	}
-	err := lines(w,
-		[2]string{"id", string(n.ID)}, [2]string{"name", n.Name}, [2]string{"tenant", n.Tenant},
-		[2]string{"subnet", n.Subnet.String()}, [2]string{"ip-range", ipRange}, [2]string{"gateway", gateway}, [2]string{"aux-address", strings.Join(aux, " ")},
-		[2]string{"mode", string(n.Mode)}, [2]string{"VNI", strconv.FormatUint(uint64(n.VNI), 10)}, [2]string{"port", strconv.Itoa(int(n.Port))},
-		[2]string{"MTU", fmt.Sprintf("%d on this host", n.MTU)}, [2]string{"internal", mark[n.Internal]}, [2]string{"flood", mark[n.Flood]},
-		[2]string{"drift", fmt.Sprintf("%d kernel objects repaired on this host", n.Drift)},
-	)
+	pairs = append(pairs, [][2]string{
+		{"mode", string(n.Mode)}, {"VNI", strconv.FormatUint(uint64(n.VNI), 10)}, {"port", strconv.Itoa(int(n.Port))},
+		{"MTU", fmt.Sprintf("%d on this host", n.MTU)}, {"internal", mark[n.Internal]}, {"flood", mark[n.Flood]},
+		{"drift", fmt.Sprintf("%d kernel objects repaired on this host", n.Drift)},
+	}...)
+	err := lines(w, pairs...)
 	if err != nil {
 		return err
 	}
@@ -218,33 +209,13 @@ func joinAddrs(as []netip.Addr) string {
 }
 
 func endpointCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "endpoint", Short: "Containers' attachments"}
-	cmd.AddCommand(ask(&cobra.Command{Use: "ls", Short: "List every endpoint of the cluster", Args: cobra.NoArgs},
-		func(ctx context.Context, c *status.Client, _ []string) ([]status.Endpoint, error) {
+	cmd := group("endpoint", "Containers' attachments")
+	cmd.AddCommand(verb[[]status.Endpoint]{
+		ask: func(ctx context.Context, c *status.Client, _ []string) ([]status.Endpoint, error) {
 			return c.Endpoints(ctx)
 		},
-		func(w io.Writer, eps []status.Endpoint) error { return table(w, endpointHeader, endpointRows(eps)) }))
-	return cmd
-}
-
-func nodeCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "The cluster's hosts"}
-	cmd.AddCommand(ask(&cobra.Command{Use: "ls", Short: "List the cluster's hosts", Args: cobra.NoArgs},
-		func(ctx context.Context, c *status.Client, _ []string) ([]status.Node, error) { return c.Nodes(ctx) },
-		func(w io.Writer, nodes []status.Node) error {
-			rows := make([][]string, 0, len(nodes))
-			for _, n := range nodes {
-				alive, self := "yes", ""
-				if !n.Alive {
-					alive = "no"
-				}
-				if n.Self {
-					self = "*"
-				}
-				rows = append(rows, []string{string(n.ID), n.Name + self, n.VTEP.String(), strconv.Itoa(n.MTU), alive, n.Version})
-			}
-			return table(w, []string{"ID", "NAME", "VTEP", "MTU", "ALIVE", "VERSION"}, rows)
-		}))
+		text: func(w io.Writer, eps []status.Endpoint) error { return table(w, endpointHeader, endpointRows(eps)) },
+	}.on(&cobra.Command{Use: "ls", Short: "List every endpoint of the cluster", Args: cobra.NoArgs}))
 	return cmd
 }
 
