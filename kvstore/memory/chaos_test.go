@@ -370,30 +370,55 @@ func TestClockJump(t *testing.T) {
 	}
 }
 
-// Chaos goes on over a wipe and a restore.
+// Chaos goes on over a wipe and a restore, and then shows nothing from before it.
 func TestChaosOverALoss(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.srv.Chaos(5, memory.Chaos{Behind: 1, Idle: 0.5})
-	for range 3 {
-		w.must(w.put(w.a, "k", "old"))
+	for name, lose := range map[string]func(*memory.Server, memory.Snapshot){
+		"wipe":             func(s *memory.Server, _ memory.Snapshot) { s.Wipe() },
+		"restore":          func(s *memory.Server, b memory.Snapshot) { s.Restore(b) },
+		"restore in place": func(s *memory.Server, b memory.Snapshot) { s.RestoreInPlace(b) },
+	} {
+		w := newWorld(t)
+		w.srv.Chaos(5, memory.Chaos{Behind: 1})
+		w.must(w.put(w.a, "k", "backup"))
 		backup := w.srv.Snapshot()
-		w.must(w.put(w.a, "k", "new"))
-		for _, lose := range []func(){w.srv.Wipe, func() { w.srv.Restore(backup) }, func() { w.srv.RestoreInPlace(backup) }} {
-			was := w.srv.Revision()
-			lose()
-			// Nothing from before the loss is shown after it.
-			for _, since := range []kvstore.Revision{0, was, was + 1, 1} {
-				if since == w.srv.Revision() {
-					continue // there is nothing to tell
-				}
-				v, err := w.a.Watch(w.ctx, kvstore.Under(""), since)
-				w.must(err)
-				if len(v.Entries) > 0 && string(v.Entries[0].Value) != "old" {
-					t.Errorf("since %d: %+v", since, v)
-				}
+		for range 9 {
+			w.must(w.put(w.a, "k", "lost"))
+		}
+		lose(w.srv, backup)
+		since := w.srv.Revision()
+		was := map[kvstore.Revision]string{since: w.srv.Dump()}
+		for i := range 9 {
+			w.must(w.put(w.a, "k", fmt.Sprint(i)))
+			was[w.srv.Revision()] = w.srv.Dump()
+		}
+		seen := map[kvstore.Revision]bool{}
+		for range 100 {
+			v, err := w.b.Watch(w.ctx, kvstore.Under(""), since)
+			w.must(err)
+			got := ""
+			for _, e := range v.Entries {
+				got += fmt.Sprintf("%s %q\n", e.Key, e.Value)
 			}
-			w.must(w.put(w.a, "k", "old"))
+			if want, ok := was[v.Revision]; !ok || got != want {
+				t.Fatalf("%s: at %d: %q, but it was %q", name, v.Revision, got, want)
+			}
+			seen[v.Revision] = true
+		}
+		if len(seen) < 9 {
+			t.Errorf("%s: only %d different states of 10", name, len(seen))
 		}
 	}
+}
+
+// What is late when chaos ends has happened when it has ended.
+func TestCalm(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.srv.Chaos(1, memory.Chaos{Late: 1, LateBy: 1 << 20})
+	w.want(w.put(w.a, "k", "late"), kvstore.ErrUnavailable)
+	w.holds("")
+	w.srv.Calm()
+	w.holds("k \"late\"\n")
+	w.must(w.put(w.a, "k", "in time"))
 }
