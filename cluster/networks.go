@@ -129,13 +129,7 @@ func (c *Cluster) buildCreate(ctx context.Context, t *kvstore.Txn, w Want, num u
 	put(t, &encErr, keyMembers(n.ID), &membersRecord{envelope{schema}, 1})
 	put(t, &encErr, keyHead(n.ID), &headRecord{envelope: envelope{schema}, Num: num})
 	put(t, &encErr, keyAlias(n.ID, c.self), &aliasRecord{envelope{schema}, c.self, []dockerAlias{{Docker: w.Docker}}})
-	if encErr != nil {
-		return carrick.Network{}, false, encErr
-	}
-	if _, err := c.commit(ctx, t); err != nil {
-		return n, false, fmt.Errorf("create network %s: %w", carrick.Subnets(w.Pools), err)
-	}
-	return n, false, nil
+	return n, false, encErr
 }
 
 // buildJoin adds an alias of this host to an existing network.
