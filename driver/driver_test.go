@@ -445,10 +445,11 @@ func TestCreateWithALostReply(t *testing.T) {
 	h.Store.LoseReplies(1)
 	_, _ = h.NetworkCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
 	n := h.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
-	h.MustRun(n, sim.Run{})
+	c := h.MustRun(n, sim.Run{})
 	h.Crash()
 	h.Start()
-	h.MustRun(n, sim.Run{})
+	h.Stop(h.MustRun(n, sim.Run{}))
+	h.Stop(c)
 	if err := h.NetworkRm("app"); err != nil {
 		t.Error(err)
 	}
