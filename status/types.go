@@ -26,8 +26,10 @@ type Status struct {
 	Networks int            `json:"networks"` // on this host
 	Local    int            `json:"endpoints"`
 	// Pending is how many networks have local facts that the store has not heard,
-	// and PendingSince since when the oldest of them waits.
+	// Unpublished how many endpoints came or went in them, and PendingSince since
+	// when the oldest of that waits.
 	Pending      int       `json:"pending"`
+	Unpublished  int       `json:"unpublished"`
 	PendingSince time.Time `json:"pending_since,omitzero"`
 	Epoch        Epoch     `json:"epoch"`
 	// Fenced: this host was removed from the cluster and asks for its addresses

@@ -62,6 +62,7 @@ func agentFlags(f *pflag.FlagSet) {
 	f.StringArray("default-pool", []string{"base=10.128.0.0/9,size=16"}, "where subnets come from when none is given (repeatable)")
 	f.String("consul-token-file", "", "file with the Consul token")
 	f.Duration("audit", time.Minute, "how often the kernel is read back and compared")
+	f.Duration("host-grace", 0, "after how long without the store this host gives its addresses up and cuts its containers\noff, so that the others may have them; below 10m a restart or a short outage may do it (default 0 = never)")
 	f.String("config", "", "YAML file with any of these flags")
 	f.String("log-level", "info", "debug, info, warn or error")
 	f.String("log-format", "text", "text or json")
@@ -126,10 +127,14 @@ func agentConfig(flags *pflag.FlagSet, stderr io.Writer) (daemon.Config, *slog.L
 	if err != nil {
 		return none, nil, fmt.Errorf("--audit %q: want a duration like 30s or 1m", k.String("audit"))
 	}
+	grace, err := time.ParseDuration(k.String("host-grace"))
+	if err != nil {
+		return none, nil, fmt.Errorf("--host-grace %q: want a duration like 30m, or 0", k.String("host-grace"))
+	}
 	return daemon.Config{
 		Store: k.String("store"), StateDir: k.String("state-dir"), PluginSocket: k.String("plugin-socket"), APISocket: k.String("api-socket"),
 		Docker: k.String("docker"), Node: node, Advertise: k.String("advertise"), HTTP: k.String("http"), NetnsDir: k.String("netns-dir"),
-		DefaultPools: pools, TokenFile: k.String("consul-token-file"), Audit: audit, Version: version,
+		DefaultPools: pools, TokenFile: k.String("consul-token-file"), Audit: audit, HostGrace: grace, Version: version,
 	}, log, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -43,6 +44,9 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"agent", "--node", "a b"}, exitProblem, `--node "a b"`},
 		{[]string{"agent", "--default-pool", "10.0.0.0/8"}, exitProblem, "base=10.128.0.0/9,size=16"},
 		{[]string{"agent", "--audit", "1ms"}, exitProblem, "--audit 1ms"},
+		{[]string{"agent", "--host-grace", "1m"}, exitProblem, "--host-grace 1m0s: want 0 (off) or at least 1m30s"},
+		{[]string{"agent", "--host-grace", "-1h"}, exitProblem, "--host-grace -1h0m0s"},
+		{[]string{"agent", "--host-grace", "long"}, exitUsage, "--host-grace"},
 	} {
 		code, stdout, stderr := carrick(t, tt.args...)
 		if code != tt.code || !strings.Contains(stdout+stderr, tt.want) {
@@ -68,7 +72,7 @@ func TestAgentFlags(t *testing.T) {
 	for name, def := range map[string]string{
 		"store": "", "state-dir": "/var/lib/carrick", "plugin-socket": "/run/docker/plugins/carrick.sock",
 		"api-socket": "/run/carrick/carrick.sock", "docker": "unix:///var/run/docker.sock", "node": "", "advertise": "",
-		"http": "", "config": "", "log-level": "info", "log-format": "text", "netns-dir": "/run/netns",
+		"http": "", "host-grace": "0s", "config": "", "log-level": "info", "log-format": "text", "netns-dir": "/run/netns",
 	} {
 		fl := f.Lookup(name)
 		if fl == nil || fl.DefValue != def {
@@ -81,7 +85,7 @@ func TestAgentFlags(t *testing.T) {
 // environment belongs to the process.
 func TestPrecedence(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "carrick.yaml")
-	if err := os.WriteFile(path, []byte("node: from-file\nlog-level: error\nhttp: 127.0.0.1:1\ndocker: \"\"\ndefault-pool:\n  - base=10.0.0.0/8,size=24\n  - base=172.16.0.0/12,size=24\n"), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte("node: from-file\nlog-level: error\nhttp: 127.0.0.1:1\nhost-grace: 1h\ndocker: \"\"\ndefault-pool:\n  - base=10.0.0.0/8,size=24\n  - base=172.16.0.0/12,size=24\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("CARRICK_NODE", "from-env")
@@ -100,7 +104,7 @@ func TestPrecedence(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cfg.Node != "from-flag" || cfg.HTTP != "127.0.0.1:1" || cfg.Docker != "" || cfg.StateDir != "/var/lib/carrick" || len(cfg.DefaultPools) != 2 {
+	if cfg.Node != "from-flag" || cfg.HTTP != "127.0.0.1:1" || cfg.Docker != "" || cfg.StateDir != "/var/lib/carrick" || cfg.HostGrace != time.Hour || len(cfg.DefaultPools) != 2 {
 		t.Errorf("merged into %+v", cfg)
 	}
 	cfg, _, err = agentConfig(parse("--config", path), io.Discard)

@@ -87,7 +87,7 @@ func published(s status.Status, now time.Time) string {
 	if !s.PendingSince.IsZero() {
 		since = ", since " + s.PendingSince.Local().Format(time.DateTime) + " (" + ago(s.PendingSince, now) + ")"
 	}
-	return fmt.Sprintf("not yet: what changed in %s%s", plural(s.Pending, "network"), since)
+	return fmt.Sprintf("not yet: %s of %s%s", plural(s.Unpublished, "endpoint"), plural(s.Pending, "network"), since)
 }
 
 func fence(s status.Status) string {

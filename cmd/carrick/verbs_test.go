@@ -319,7 +319,7 @@ func TestStatusPrints(t *testing.T) {
 	}
 	ill := well
 	ill.Store = status.Link{URL: "consul://10.0.0.10:8500/carrick", Contact: now.Add(-5 * time.Minute), Error: "no answer"}
-	ill.Pending, ill.PendingSince = 2, now.Add(-4*time.Minute-3*time.Second)
+	ill.Pending, ill.Unpublished, ill.PendingSince = 2, 3, now.Add(-4*time.Minute-3*time.Second)
 	ill.Epoch = status.Epoch{State: status.EpochRecovering, Since: now.Add(-25 * time.Hour), Wait: []string{"h2", "h3"}}
 	ill.Fenced, ill.Cut = true, []status.Endpoint{{}}
 	ill.Problems = []string{"one", "two"}
@@ -343,7 +343,7 @@ store:      consul://10.0.0.10:8500/carrick, last answered 5m0s ago, so what is 
 epoch:      recovering, began 1d1h ago, waits for h2, h3
 engine:     not used
 here:       1 networks, 2 endpoints
-published:  not yet: what changed in 2 networks, since 2026-03-04 11:55:57 (4m3s ago)
+published:  not yet: 3 endpoints of 2 networks, since 2026-03-04 11:55:57 (4m3s ago)
 fence:      this host was removed and asks for its addresses again; 1 endpoint cut off
 drift:      0 kernel objects repaired since 2026-03-04 11:00:00
 version:    v1

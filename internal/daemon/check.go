@@ -85,11 +85,11 @@ func (s *source) look(ctx context.Context, only carrick.NetworkID) ([]check.Find
 	} else if engine, err := s.engineFacts(ctx); saw("engine", err) {
 		host.Engine = engine
 	}
-	store, err := s.storeFacts(ctx)
+	store, err := s.cluster.Inspect(ctx)
 	if saw("store", err) {
 		facts.Store = store
 	}
-	host.Journal = s.journalFacts()
+	host.Journal = s.cluster.InspectJournal()
 	saw("journal", nil)
 	facts.Hosts = map[carrick.HostID]check.Host{s.cluster.Self(): host}
 

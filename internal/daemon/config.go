@@ -33,8 +33,17 @@ type Config struct {
 	DefaultPools []string // base=PREFIX,size=BITS
 	TokenFile    string   // Consul token; the environment's CONSUL_HTTP_TOKEN otherwise
 	Audit        time.Duration
+	HostGrace    time.Duration // 0 = off
 	Version      string
 }
+
+const (
+	// leaseTTL is how long a host counts as alive without having said so again.
+	leaseTTL = 15 * time.Second
+	// minGrace leaves a host time to notice that its lease is over before it gives
+	// anything up: half of the grace is three lease times.
+	minGrace = 6 * leaseTTL
+)
 
 // check refuses what cannot work, naming the option.
 func (c Config) check() ([]ipam.DefaultPool, error) {
@@ -50,6 +59,9 @@ func (c Config) check() ([]ipam.DefaultPool, error) {
 	}
 	if c.Audit < time.Second {
 		return nil, fmt.Errorf("--audit %s: want at least 1s", c.Audit)
+	}
+	if c.HostGrace != 0 && c.HostGrace < minGrace {
+		return nil, fmt.Errorf("--host-grace %s: want 0 (off) or at least %s: a host that is only restarted, or cut off from the store for a moment, must not lose its addresses", c.HostGrace, minGrace)
 	}
 	pools := make([]ipam.DefaultPool, 0, len(c.DefaultPools))
 	for _, s := range c.DefaultPools {

@@ -64,16 +64,27 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	// The reconciler needs the cluster's facts and the cluster tells the
 	// reconciler of changes; nothing is told before both are there.
 	var rec atomic.Pointer[agent.Reconciler]
-	cl := cluster.New(cluster.Config{
+	var engine *mirror.Engine
+	if cfg.Docker != "" {
+		if engine, err = mirror.Connect(cfg.Docker); err != nil {
+			return errors.Join(fmt.Errorf("--docker: %w", err), listener.Close())
+		}
+		defer closeWith(engine.Close)
+	}
+	facts := cluster.Config{
 		Store: store, Journal: jr, Name: cfg.Node, VTEP: under.Addr, MTU: under.MTU, Version: cfg.Version,
 		Machine: readID("/etc/machine-id"), Boot: readID("/proc/sys/kernel/random/boot_id"),
-		Log: log.With("part", "cluster"),
+		LeaseTTL: leaseTTL, Grace: cfg.HostGrace, Log: log.With("part", "cluster"),
 		Changed: func(id carrick.NetworkID) {
 			if r := rec.Load(); r != nil {
 				r.Changed(id)
 			}
 		},
-	})
+	}
+	if err := rebuild(ctx, facts, engine, log.With("part", "cluster")); err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	cl := cluster.New(facts)
 	src := &source{cfg: cfg, under: under, cluster: cl, overlay: overlay, witness: witness{overlay}, started: time.Now(), wait: wait}
 	metrics := status.NewMetrics(cfg.Version, src.gauges())
 	src.rec = agent.New(agent.Config{
@@ -84,12 +95,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 
 	tasks := []agent.Task{cl, src.rec}
 	var stale func()
-	if cfg.Docker != "" {
-		engine, err := mirror.Connect(cfg.Docker)
-		if err != nil {
-			return errors.Join(fmt.Errorf("--docker: %w", err), listener.Close())
-		}
-		defer closeWith(engine.Close)
+	if engine != nil {
 		src.engine = engine
 		src.mirror = mirror.New(mirror.Config{Engine: engine, Facts: cl, Witness: src.witness, Log: log.With("part", "mirror")})
 		stale = src.mirror.Look

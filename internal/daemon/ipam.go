@@ -22,13 +22,14 @@ func (s *source) IPAM(ctx context.Context, ref string) ([]status.IPAM, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := s.storeFacts(ctx)
+	store, err := s.cluster.Inspect(ctx)
 	if err != nil && !cluster.IsUnavailable(err) {
 		return nil, err
 	}
+	own := s.cluster.InspectJournal()
 	out := make([]status.IPAM, 0, len(nets))
 	for _, n := range nets {
-		out = append(out, s.use(n, store))
+		out = append(out, s.use(n, own.Networks[n.ID], store))
 	}
 	return out, nil
 }
@@ -43,11 +44,10 @@ func (s *source) choose(ctx context.Context, ref string) ([]status.Network, erro
 }
 
 // use is the utilisation of one network; store is nil if it could not be read.
-func (s *source) use(n status.Network, store *check.Store) status.IPAM {
+func (s *source) use(n status.Network, own check.JournalNetwork, store *check.Store) status.IPAM {
 	u := usage{of: n.Pools, self: s.cluster.Self(), names: s.cluster.HostName}
-	jr := s.cluster.Journal()
-	if rec, err := jr.Network(n.ID); err == nil && !rec.Leaving {
-		u.own = journalNetwork(jr, rec)
+	if !own.Leaving {
+		u.own = own
 	}
 	out := status.IPAM{Network: n.ID, Name: n.Name, Tenant: n.Tenant, Whole: store != nil}
 	if store != nil {
@@ -66,15 +66,14 @@ func (s *source) use(n status.Network, store *check.Store) status.IPAM {
 // ratios is how full the pools are whose endpoints this host follows.
 func (s *source) ratios() []status.PoolRatio {
 	var out []status.PoolRatio
-	jr := s.cluster.Journal()
-	for _, rec := range jr.Networks() {
-		v, complete, err := s.cluster.View(rec.Conf.ID)
-		if err != nil || !complete || rec.Leaving {
+	for id, own := range s.cluster.InspectJournal().Networks {
+		v, complete, err := s.cluster.View(id)
+		if err != nil || !complete || own.Leaving {
 			continue
 		}
-		u := usage{of: rec.Conf.Pools, self: s.cluster.Self(), names: s.cluster.HostName, own: journalNetwork(jr, rec), endpoints: v.Endpoints}
+		u := usage{of: own.Conf.Pools, self: s.cluster.Self(), names: s.cluster.HostName, own: own, endpoints: v.Endpoints}
 		for _, p := range u.pools() {
-			out = append(out, status.PoolRatio{Network: string(rec.Conf.ID), Name: rec.Conf.Label(), Pool: p.Prefix.String(), Ratio: p.Percent / 100})
+			out = append(out, status.PoolRatio{Network: string(id), Name: own.Conf.Label(), Pool: p.Prefix.String(), Ratio: p.Percent / 100})
 		}
 	}
 	return out

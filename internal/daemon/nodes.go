@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster"
@@ -11,25 +13,57 @@ import (
 )
 
 // Nodes implements [status.Source].
-func (s *source) Nodes(context.Context) ([]status.Node, error) {
-	hosts, known := s.cluster.Hosts()
-	if !known {
-		hosts = []carrick.Host{s.cluster.SelfHost()}
+func (s *source) Nodes(ctx context.Context) ([]status.Node, error) {
+	members, known := s.cluster.Members()
+	state := s.cluster.State()
+	var awaited []carrick.HostID
+	if !state.Recovering.IsZero() {
+		// Without it the list is still worth seeing.
+		awaited, _ = s.cluster.Awaited(ctx)
 	}
-	out := make([]status.Node, 0, len(hosts))
-	for _, h := range hosts {
-		n := status.Node{ID: h.ID, Name: h.Name, VTEP: h.VTEP, MTU: h.MTU, Version: h.Version, Alive: h.Alive, Self: h.ID == s.cluster.Self(), State: status.NodeLost}
-		if h.Alive {
-			n.State = status.NodeAlive
-		}
+	if !slices.ContainsFunc(members, func(m cluster.Member) bool { return m.ID == s.cluster.Self() }) {
+		members = append([]cluster.Member{{Host: s.cluster.SelfHost()}}, members...)
+	}
+	out := make([]status.Node, 0, len(members))
+	for _, m := range members {
+		n := status.Node{ID: m.ID, Name: m.Name, VTEP: m.VTEP, MTU: m.MTU, Version: m.Version, Alive: m.Alive, Self: m.ID == s.cluster.Self()}
+		n.State, n.Since = nodeState(m, n.Self, known, state)
+		n.Awaited = slices.Contains(awaited, m.ID)
 		out = append(out, n)
 	}
 	return out, nil
 }
 
-// RemoveNode implements [status.Source].
-func (s *source) RemoveNode(context.Context, string, bool) (status.Removed, error) {
-	return status.Removed{}, fmt.Errorf("carrick node rm: %w", errors.ErrUnsupported)
+// nodeState says what a host is, and since when if that is known.
+func nodeState(m cluster.Member, self, known bool, state cluster.State) (string, time.Time) {
+	switch {
+	case self && state.Fenced, !m.Removed.IsZero() && m.Alive:
+		return status.NodeFenced, m.Removed
+	case !m.Removed.IsZero():
+		return status.NodeRemoved, m.Removed
+	case m.Alive:
+		return status.NodeAlive, time.Time{}
+	case self || !known:
+		return status.NodeUnknown, time.Time{}
+	}
+	return status.NodeLost, m.Lost
 }
 
-var _ = cluster.ErrIdentity
+// RemoveNode implements [status.Source].
+func (s *source) RemoveNode(ctx context.Context, ref string, force bool) (status.Removed, error) {
+	members, _ := s.cluster.Members()
+	r, err := s.cluster.RemoveHost(ctx, ref, force)
+	switch {
+	case errors.Is(err, cluster.ErrUnknownHost):
+		return status.Removed{}, fmt.Errorf("%w: %w", status.ErrNotFound, err)
+	case errors.Is(err, cluster.ErrAlive):
+		return status.Removed{}, fmt.Errorf("%w: %w", status.ErrRefused, err)
+	case err != nil:
+		return status.Removed{}, err
+	}
+	wasAlive := slices.ContainsFunc(members, func(m cluster.Member) bool { return m.ID == r.Host.ID && m.Alive })
+	return status.Removed{
+		Host: r.Host.ID, Name: r.Host.Name, WasAlive: wasAlive,
+		Networks: r.Networks, Blocks: r.Blocks, Endpoints: r.Endpoints, Later: r.Later,
+	}, nil
+}

@@ -43,30 +43,35 @@ type engine interface {
 var _ status.Source = (*source)(nil)
 
 func (s *source) gauges() status.Gauges {
+	age := func(since, never time.Time) float64 {
+		if since.IsZero() {
+			since = never
+		}
+		return max(0, time.Since(since).Seconds())
+	}
+	is := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
 	return status.Gauges{
-		StoreUp: func() float64 {
-			if s.storeLink().OK {
-				return 1
-			}
-			return 0
-		},
-		StoreAge: func() float64 {
-			h := s.cluster.Health()
-			if h.Contact.IsZero() {
-				return time.Since(s.started).Seconds()
-			}
-			return time.Since(h.Contact).Seconds()
-		},
+		StoreUp:     func() float64 { return is(s.storeLink().OK) },
+		StoreAge:    func() float64 { return age(s.cluster.Health().Contact, s.started) },
 		Networks:    func() float64 { return float64(s.networksHere()) },
 		Endpoints:   func() float64 { return float64(s.endpointsHere()) },
 		Unpublished: func() float64 { return float64(s.cluster.Health().Pending) },
-
-		UnpublishedAge: func() float64 { return 0 },
-		Recovery:       func() float64 { return 0 },
-		Fenced:         func() float64 { return 0 },
-		Cut:            func() float64 { return 0 },
-		Conflicts:      func() float64 { return 0 },
-		Pools:          s.ratios,
+		UnpublishedAge: func() float64 {
+			if h := s.cluster.Health(); h.Pending > 0 {
+				return age(h.Since, s.started)
+			}
+			return 0
+		},
+		Recovery:  func() float64 { return is(!s.cluster.State().Recovering.IsZero()) },
+		Fenced:    func() float64 { return is(s.cluster.State().Fenced) },
+		Cut:       func() float64 { return float64(len(s.cut())) },
+		Conflicts: func() float64 { return float64(len(s.cluster.Conflicts())) },
+		Pools:     s.ratios,
 	}
 }
 
@@ -111,27 +116,105 @@ func (s *source) engineLink() status.Link {
 	return l
 }
 
+// lateAfter is how long something may wait for a store that answers before it is
+// a problem.
+const lateAfter = time.Minute
+
 // Status implements [status.Source].
-func (s *source) Status(context.Context) (status.Status, error) {
+func (s *source) Status(ctx context.Context) (status.Status, error) {
+	h := s.cluster.Health()
 	out := status.Status{
 		Version: s.cfg.Version, Node: s.cfg.Node, Host: s.cluster.Self(), VTEP: s.under.Addr, Device: s.under.Interface, MTU: s.under.MTU,
 		Started: s.started, Store: s.storeLink(), Engine: s.engineLink(),
-		Networks: s.networksHere(), Local: s.endpointsHere(), Pending: s.cluster.Health().Pending,
+		Networks: s.networksHere(), Local: s.endpointsHere(), Pending: h.Pending, Unpublished: h.Unpublished, PendingSince: h.Since,
+		Epoch: s.epoch(ctx), Fenced: s.cluster.State().Fenced, Cut: s.cut(), Conflicts: s.cluster.Conflicts(),
 		Problems: s.rec.Problems(),
 	}
-	if !out.Store.OK {
-		out.Problems = append(out.Problems, "store "+out.Store.URL+": "+out.Store.Error)
+	problem := func(format string, args ...any) { out.Problems = append(out.Problems, fmt.Sprintf(format, args...)) }
+	switch {
+	case !out.Store.OK:
+		problem("store %s: %s", out.Store.URL, out.Store.Error)
+	case out.Pending > 0 && time.Since(out.PendingSince) > lateAfter:
+		problem("the store answers, and %d networks have changes that it has not taken since %s: see the agent's log", out.Pending, out.PendingSince.Format(time.DateTime))
 	}
 	if s.mirror != nil && !out.Engine.OK {
-		out.Problems = append(out.Problems, "engine "+out.Engine.URL+": "+out.Engine.Error)
+		problem("engine %s: %s", out.Engine.URL, out.Engine.Error)
 	}
+	if out.Epoch.State == status.EpochRecovering {
+		problem("%s", recovering(out.Epoch))
+	}
+	if out.Fenced {
+		problem("this host was removed from the cluster, or was cut off from it for longer than its grace: it gives out no address until it has its own again; that needs the store")
+	}
+	s.nameContainers(ctx, out.Cut)
+	for _, e := range out.Cut {
+		container := "CONTAINER"
+		if e.Container != "" {
+			container = e.Container
+		}
+		problem("network %s: endpoint %s (%s) is cut off: its address may be another host's by now: docker restart %s", e.NetName, e.ID.Short(), addrs(e.Addrs), container)
+	}
+	out.Problems = append(out.Problems, out.Conflicts...)
 	for _, n := range s.rec.Networks() {
 		out.Drift += n.Drift.Total()
 		for _, p := range problems(n) {
-			out.Problems = append(out.Problems, fmt.Sprintf("network %s: %s", s.label(n.ID), p))
+			problem("network %s: %s", s.label(n.ID), p)
 		}
 	}
 	return out, nil
+}
+
+// epoch is the store's epoch, with the hosts a recovery waits for.
+func (s *source) epoch(ctx context.Context) status.Epoch {
+	state := s.cluster.State()
+	switch {
+	case state.Num == 0:
+		return status.Epoch{State: status.EpochUnknown}
+	case state.Recovering.IsZero():
+		return status.Epoch{State: status.EpochNormal, Num: state.Num}
+	}
+	out := status.Epoch{State: status.EpochRecovering, Num: state.Num, Since: state.Recovering}
+	// A store that does not answer is a problem of its own.
+	awaited, _ := s.cluster.Awaited(ctx)
+	for _, h := range awaited {
+		out.Wait = append(out.Wait, s.cluster.HostName(h))
+	}
+	slices.Sort(out.Wait)
+	return out
+}
+
+// recovering says what a recovery needs.
+func recovering(e status.Epoch) string {
+	const what = "the store lost its past and is being written again: containers run and start, no network can be made or removed"
+	if len(e.Wait) == 0 {
+		return what + ": it is about to end"
+	}
+	rm := make([]string, 0, len(e.Wait))
+	for _, h := range e.Wait {
+		rm = append(rm, "carrick node rm "+h)
+	}
+	return fmt.Sprintf("%s: it waits for %s: start their agents, or if they are gone for good: %s", what, strings.Join(e.Wait, ", "), strings.Join(rm, "; "))
+}
+
+// cut is this host's endpoints whose ports are down because of a fence.
+func (s *source) cut() []status.Endpoint {
+	var out []status.Endpoint
+	for _, rec := range s.cluster.Journal().Networks() {
+		for _, e := range s.cluster.Journal().Endpoints(rec.Conf.ID) {
+			if e.Fenced {
+				out = append(out, status.Endpoint{ID: e.ID, Network: rec.Conf.ID, NetName: rec.Conf.Label(), Addrs: e.Addrs, MAC: e.MAC, Host: s.cfg.Node, Local: true})
+			}
+		}
+	}
+	return out
+}
+
+func addrs(as []netip.Addr) string {
+	out := make([]string, 0, len(as))
+	for _, a := range as {
+		out = append(out, a.String())
+	}
+	return strings.Join(out, ", ")
 }
 
 func (s *source) label(id carrick.NetworkID) string {
@@ -301,26 +384,31 @@ func (s *source) endpoints(ctx context.Context, n status.Network, stored map[car
 // fillLocal adds what only this host knows: containers' names and the kernel's
 // verdicts.
 func (s *source) fillLocal(ctx context.Context, id carrick.NetworkID, eps []status.Endpoint) {
-	var names map[carrick.EndpointID]mirror.Container
-	if s.engine != nil {
-		// Names are a courtesy: without the engine the rest is still worth seeing.
-		cctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		defer cancel()
-		names, _ = s.engine.Containers(cctx)
-	}
-	verdicts := map[carrick.EndpointID]error{}
+	s.nameContainers(ctx, eps)
 	for _, st := range s.rec.Networks() {
-		if st.ID == id {
-			verdicts = st.Endpoints
-		}
-	}
-	for i := range eps {
-		if !eps[i].Local {
+		if st.ID != id {
 			continue
 		}
-		eps[i].Container = names[eps[i].ID].Name
-		if err := verdicts[eps[i].ID]; err != nil {
-			eps[i].Error = err.Error()
+		for i := range eps {
+			if err := st.Endpoints[eps[i].ID]; err != nil && eps[i].Local {
+				eps[i].Error = err.Error()
+			}
+		}
+	}
+}
+
+// nameContainers adds the names of this host's containers. They are a courtesy:
+// without the engine the rest is still worth seeing.
+func (s *source) nameContainers(ctx context.Context, eps []status.Endpoint) {
+	if s.engine == nil || !slices.ContainsFunc(eps, func(e status.Endpoint) bool { return e.Local }) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	names, _ := s.engine.Containers(ctx)
+	for i := range eps {
+		if eps[i].Local {
+			eps[i].Container = names[eps[i].ID].Name
 		}
 	}
 }

@@ -213,8 +213,8 @@ func count(p netip.Prefix) uint64 {
 	return 1 << host
 }
 
-// freeBlocks counts the blocks of a pool's range that are not taken and have an
-// address to give.
+// freeBlocks counts the blocks of a pool's range that are nobody's, resting ones
+// included, and have an address to give.
 func freeBlocks(p carrick.Pool, taken map[netip.Prefix]check.Block) uint64 {
 	r := p.AllocRange()
 	n := uint64(1) // a range smaller than a block lies in exactly one
@@ -227,7 +227,7 @@ func freeBlocks(p carrick.Pool, taken map[netip.Prefix]check.Block) uint64 {
 	useless := map[netip.Prefix]bool{}
 	for a := range special(p) {
 		b := p.BlockOf(a)
-		if _, is := taken[b]; is || !a.IsValid() || !r.Overlaps(b) {
+		if o, is := taken[b]; is && !o.Freed || !r.Overlaps(b) {
 			continue
 		}
 		if usable, _ := allocatable(p, b); usable == 0 {
@@ -235,8 +235,8 @@ func freeBlocks(p carrick.Pool, taken map[netip.Prefix]check.Block) uint64 {
 		}
 	}
 	n -= min(n, uint64(len(useless)))
-	for b := range taken {
-		if r.Overlaps(b) && n > 0 {
+	for b, o := range taken {
+		if !o.Freed && r.Overlaps(b) && n > 0 {
 			n--
 		}
 	}
