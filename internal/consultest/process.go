@@ -121,21 +121,31 @@ func (s *Server) ready(ctx context.Context) error {
 }
 
 func (s *Server) serves(ctx context.Context) error {
-	var nodes []struct{ Node string }
-	if err := s.ask(ctx, http.MethodGet, "/v1/catalog/nodes?consistent", &nodes); err != nil {
+	if err := s.inCatalog(ctx); err != nil {
 		return err
 	}
-	if len(nodes) != 1 || nodes[0].Node != nodeName {
-		return fmt.Errorf("catalog has %v", nodes)
-	}
 	var ok bool
-	if err := s.ask(ctx, http.MethodPut, "/v1/kv/consultest/ready", &ok); err != nil {
+	if err := s.ask(ctx, http.MethodPut, "/v1/kv/consultest/ready-"+s.node, &ok); err != nil {
 		return err
 	}
 	if !ok {
 		return errors.New("a write was refused")
 	}
-	return s.ask(ctx, http.MethodDelete, "/v1/kv/consultest/ready", &ok)
+	return s.ask(ctx, http.MethodDelete, "/v1/kv/consultest/ready-"+s.node, &ok)
+}
+
+// inCatalog says whether this server and all of its cluster are in the catalog.
+func (s *Server) inCatalog(ctx context.Context) error {
+	var nodes []struct{ Node string }
+	if err := s.ask(ctx, http.MethodGet, "/v1/catalog/nodes?consistent", &nodes); err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if n.Node == s.node && len(nodes) == len(s.peers)+1 {
+			return nil
+		}
+	}
+	return fmt.Errorf("catalog has %v", nodes)
 }
 
 // ask makes one request of the HTTP API.

@@ -20,7 +20,8 @@ import (
 	"time"
 )
 
-// nodeName is the one node of a server's catalog.
+// nodeName is a server's name in its catalog; those of a [Cluster] have a number
+// after it.
 const nodeName = "consultest"
 
 // startGuard bounds the wait for a server that does not come up. It usually
@@ -35,6 +36,8 @@ type Server struct {
 	acl    bool
 	conns  int
 	ports  ports
+	node   string   // its name
+	peers  []string // where the other servers of its cluster are
 	proc   *process
 }
 
@@ -70,10 +73,7 @@ func launch(dir string, opts ...Option) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{binary: binary, dir: dir, conns: 10 * DefaultConns}
-	for _, o := range opts {
-		o(s)
-	}
+	s := newServer(binary, dir, opts...)
 	// Between our finding a port free and Consul's taking it, somebody else may;
 	// then the server ends at once, and other ports are tried.
 	for range 5 {
@@ -88,6 +88,14 @@ func launch(dir string, opts ...Option) (*Server, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+func newServer(binary, dir string, opts ...Option) *Server {
+	s := &Server{binary: binary, dir: dir, conns: 10 * DefaultConns, node: nodeName}
+	for _, o := range opts {
+		o(s)
+	}
+	return s
 }
 
 // Addr is the host:port of the HTTP API. It stays the same over restarts.
@@ -179,13 +187,14 @@ func (s *Server) run() error {
 	return nil
 }
 
-// settings are those of a server alone in its cluster, as quick to elect itself
-// as Consul allows.
+// settings are those of a server as quick to elect a leader as Consul allows.
 func (s *Server) settings() map[string]any {
 	m := map[string]any{
 		"server":                  true,
-		"bootstrap_expect":        1,
-		"node_name":               nodeName,
+		"bootstrap_expect":        1 + len(s.peers),
+		"retry_join":              append([]string{}, s.peers...),
+		"retry_interval":          "1s",
+		"node_name":               s.node,
 		"data_dir":                s.data(),
 		"bind_addr":               "127.0.0.1",
 		"client_addr":             "127.0.0.1",
