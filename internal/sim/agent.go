@@ -13,6 +13,7 @@ import (
 	"github.com/carrick-net/carrick/cluster/journal"
 	"github.com/carrick-net/carrick/driver"
 	"github.com/carrick-net/carrick/ipam"
+	"github.com/carrick-net/carrick/kvstore"
 	"github.com/carrick-net/carrick/kvstore/memory"
 	"github.com/carrick-net/carrick/mirror"
 )
@@ -109,13 +110,17 @@ func (h *Host) launch(name string, vtep netip.Addr) (*agent, error) {
 		}
 		return nil, err
 	}
+	store := kvstore.Store(a.store)
+	if h.opts.Wrap != nil {
+		store = h.opts.Wrap(a.store)
+	}
 	log := h.opts.Log
 	if log == nil {
 		log = slog.New(slog.NewTextHandler(testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	}
 	log = log.With("host", name)
 	a.cluster = cluster.New(cluster.Config{
-		Store: a.store, Journal: a.jr, Name: name, VTEP: vtep, MTU: 1500, Version: "sim", Machine: "machine-" + h.Name, Boot: boot,
+		Store: store, Journal: a.jr, Name: name, VTEP: vtep, MTU: 1500, Version: "sim", Machine: "machine-" + h.Name, Boot: boot,
 		Rest: h.opts.Rest, Grace: h.opts.Grace, Uptime: func() time.Duration { return time.Since(booted) },
 		Log: log, Changed: h.noteChange,
 	})

@@ -23,6 +23,7 @@ import (
 	"github.com/carrick-net/carrick/cluster"
 	"github.com/carrick-net/carrick/driver"
 	"github.com/carrick-net/carrick/ipam"
+	"github.com/carrick-net/carrick/kvstore"
 	"github.com/carrick-net/carrick/kvstore/memory"
 )
 
@@ -42,6 +43,9 @@ type Options struct {
 	Rest, Grace time.Duration
 	// Log of the agent; nil: warnings go to the test's.
 	Log *slog.Logger
+	// Wrap makes what each life of the agent takes for its store, of the host's own
+	// client or of anything else; nil: the client itself.
+	Wrap func(*memory.Client) kvstore.Store
 }
 
 // Host is one simulated host. Its exported parts are the real ones, of the agent
