@@ -51,6 +51,8 @@ type Source interface {
 	// store with itself: twice, with a few seconds between, if the first look found
 	// anything. ref "" is everything. Errors as Network's.
 	Check(ctx context.Context, ref string) (Check, error)
+	// Facts returns what Check compares, as read at one look.
+	Facts(ctx context.Context) (Facts, error)
 	// Release gives an address of this host back that nobody uses. [ErrRefused] if
 	// somebody may, unless forced, or if it is another host's; else errors as
 	// Network's.
@@ -89,6 +91,7 @@ func Handler(src Source, log *slog.Logger) http.Handler {
 	handle(mux, log, "GET /v1/check", longTimeout, func(ctx context.Context, r *http.Request) (Check, error) {
 		return src.Check(ctx, r.URL.Query().Get("ref"))
 	})
+	get(mux, log, "/v1/facts", func(ctx context.Context, _ *http.Request) (Facts, error) { return src.Facts(ctx) })
 	handle(mux, log, "POST /v1/release", longTimeout, func(ctx context.Context, r *http.Request) (Released, error) {
 		q, err := body[releaseRequest](r)
 		if err != nil {

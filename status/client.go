@@ -126,6 +126,11 @@ func (c *Client) Check(ctx context.Context, ref string) (Check, error) {
 	return ask[Check](ctx, c, "/v1/check?ref="+url.QueryEscape(ref))
 }
 
+// Facts implements [Source].
+func (c *Client) Facts(ctx context.Context) (Facts, error) {
+	return ask[Facts](ctx, c, "/v1/facts")
+}
+
 // Release implements [Source].
 func (c *Client) Release(ctx context.Context, ref string, a netip.Addr, force bool) (Released, error) {
 	return tell[Released](ctx, c, "/v1/release", releaseRequest{ref, a, force})

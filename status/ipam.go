@@ -77,6 +77,14 @@ type Check struct {
 	Findings []Finding `json:"findings"`
 }
 
+// Facts is what all sides say as one host's agent sees them, for programs that
+// compare several hosts', and for bug reports.
+type Facts struct {
+	Node  string `json:"node"`
+	Sides []Side `json:"sides"`
+	check.Facts
+}
+
 // Side is one of what was compared.
 type Side struct {
 	Name  string `json:"name"`            // "store", "journal", "engine" or "kernel"

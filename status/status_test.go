@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -63,6 +64,10 @@ func (f fake) Check(_ context.Context, ref string) (status.Check, error) {
 	}}}, f.err
 }
 
+func (f fake) Facts(context.Context) (status.Facts, error) {
+	return status.Facts{Node: "h1", Sides: []status.Side{{Name: "store"}}, Facts: allFacts()}, f.err
+}
+
 func (f fake) Release(_ context.Context, ref string, a netip.Addr, force bool) (status.Released, error) {
 	if !force {
 		return status.Released{}, fmt.Errorf("%s: %w: container web has it", a, status.ErrRefused)
@@ -75,6 +80,45 @@ func (f fake) RemoveNode(_ context.Context, ref string, force bool) (status.Remo
 		return status.Removed{}, status.ErrNotFound
 	}
 	return status.Removed{Name: ref, WasAlive: force, Blocks: 2}, f.err
+}
+
+// allFacts has something in every field that is a map or has a text form of its
+// own, so that nothing of it can be lost on the way.
+func allFacts() check.Facts {
+	const (
+		host   = carrick.HostID("00000000000000b1")
+		net    = carrick.NetworkID("00000000000000aa")
+		docker = carrick.DockerNetworkID("d0")
+		ep     = carrick.EndpointID("e0")
+	)
+	addr, block := netip.MustParseAddr("10.42.0.9"), netip.MustParsePrefix("10.42.0.0/26")
+	mac := carrick.MAC{2, 0, 0, 0, 0, 9}
+	conf := carrick.Network{ID: net, Tenant: "default", VNI: 7, Pools: []carrick.Pool{{Prefix: netip.MustParsePrefix("10.42.0.0/16"), Block: 26}}}
+	e := carrick.Endpoint{ID: ep, Addrs: []netip.Addr{addr, netip.MustParseAddr("fd00::9")}, MAC: mac, Gen: 5}
+	return check.Facts{
+		Store: &check.Store{
+			Epoch: check.Epoch{Inc: "i", Num: 2, Seq: 3, Nonce: "n", Recovering: true, Waiting: []carrick.HostID{host}},
+			Hosts: map[carrick.HostID]carrick.Host{host: {ID: host, Name: "h1", VTEP: addr}}, Alive: map[carrick.HostID]bool{host: true},
+			Removed: map[carrick.HostID]bool{host: true}, Names: map[string]carrick.HostID{"h1": host}, VTEPs: map[netip.Addr]carrick.HostID{addr: host},
+			Tenants: map[string][]check.Prefix{"default": {{Prefix: block, Network: net}}}, VNIs: map[carrick.VNI]carrick.NetworkID{7: net},
+			Networks: map[carrick.NetworkID]check.StoreNetwork{net: {
+				Conf: &conf, Aliases: map[carrick.HostID][]carrick.DockerNetworkID{host: {docker}},
+				Blocks: map[netip.Prefix]check.Block{block: {Host: host, Freed: true}}, Endpoints: map[carrick.HostID][]carrick.Endpoint{host: {e}},
+			}},
+			Asks: []check.Ask{{Owner: host, Requester: host, Network: net, Addr: addr}}, Damaged: []check.Damage{{Key: "k", Why: "w"}},
+		},
+		Hosts: map[carrick.HostID]check.Host{host: {
+			Name: "h1", Gone: true,
+			Journal: &check.Journal{Networks: map[carrick.NetworkID]check.JournalNetwork{net: {
+				Conf: conf, Blocks: []netip.Prefix{block}, Leases: map[netip.Addr]check.Lease{addr: {Endpoint: ep, Lent: host}},
+				Endpoints: []check.Endpoint{{Endpoint: e, Docker: docker, Joined: true}}, Pending: true,
+			}}},
+			Engine: &check.Engine{Networks: map[carrick.DockerNetworkID]string{docker: "app"}, Containers: []check.Container{{Endpoint: ep, Network: docker, Name: "web", Addrs: []netip.Addr{addr}, MAC: mac}}},
+			Kernel: &check.Kernel{Networks: map[carrick.NetworkID]check.KernelNetwork{net: {
+				Ports: map[carrick.EndpointID]check.Port{ep: {Up: true}}, FDB: map[carrick.MAC]netip.Addr{mac: addr}, Neigh: map[netip.Addr]carrick.MAC{addr: mac},
+			}}},
+		}},
+	}
 }
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -148,6 +192,9 @@ func TestVerbsOverTheSocket(t *testing.T) {
 	got, err := c.Check(ctx, "app")
 	if err != nil || got.Network != "app" || got.Fine() || got.Findings[0].Severity != check.Wrong || got.Findings[0].NetworkName != "app" {
 		t.Errorf("check %+v %v", got, err)
+	}
+	if f, err := c.Facts(ctx); err != nil || f.Node != "h1" || len(f.Sides) != 1 || !reflect.DeepEqual(f.Facts, allFacts()) {
+		t.Errorf("facts %+v %v", f, err)
 	}
 	addr := netip.MustParseAddr("10.42.0.9")
 	if _, err := c.Release(ctx, "app", addr, false); !errors.Is(err, status.ErrRefused) || !strings.Contains(err.Error(), "container web") {

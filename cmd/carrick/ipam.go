@@ -188,13 +188,31 @@ Each host's own journal, engine and kernel are checked on that host: to check a
 cluster, run it on every host. Exit codes: 0 fine, 1 something was found or could
 not be looked at, 2 usage.`,
 	}
-	return verb[status.Check]{
+	facts := false
+	cmd.Flags().BoolVar(&facts, "facts", false, "compare nothing: print what all sides say, as JSON, for a bug report")
+	verb[status.Check]{
 		ask: func(ctx context.Context, c *status.Client, args []string) (status.Check, error) {
 			return c.Check(ctx, optional(args))
 		},
 		text: printCheck,
 		fine: status.Check.Fine,
 	}.on(cmd)
+	compare := cmd.RunE
+	cmd.RunE = doing(func(cmd *cobra.Command, args []string) error {
+		if !facts {
+			return compare(cmd, args)
+		}
+		socket, err := cmd.Flags().GetString("api-socket")
+		if err != nil {
+			return err
+		}
+		all, err := status.NewClient(socket).Facts(cmd.Context())
+		if err != nil {
+			return err
+		}
+		return printJSON(cmd.OutOrStdout(), all)
+	})
+	return cmd
 }
 
 func printCheck(w io.Writer, c status.Check) error {

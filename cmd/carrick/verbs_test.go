@@ -52,6 +52,10 @@ func (a agent) Check(_ context.Context, ref string) (status.Check, error) {
 	return a.check, nil
 }
 
+func (a agent) Facts(context.Context) (status.Facts, error) {
+	return status.Facts{Node: a.check.Node, Sides: a.check.Sides}, nil
+}
+
 func (a agent) Release(_ context.Context, ref string, addr netip.Addr, force bool) (status.Released, error) {
 	return a.release(ref, addr, force)
 }
@@ -200,6 +204,25 @@ Nothing is wrong.
 	if c := decodes[status.Check](t, exitFine, "ipam", "check", at); !c.Fine() || len(c.Sides) != 4 {
 		t.Errorf("decoded %+v", c)
 	}
+	// For a bug report, or for whoever compares several hosts.
+	prints(t, exitFine, `{
+  "node": "h1",
+  "sides": [
+    {
+      "name": "kernel"
+    },
+    {
+      "name": "engine"
+    },
+    {
+      "name": "store"
+    },
+    {
+      "name": "journal"
+    }
+  ]
+}
+`, "ipam", "check", "--facts", at)
 
 	wrong := status.Check{
 		Node: "h1", Sides: []status.Side{{Name: "kernel"}, {Name: "engine", Off: true}, {Name: "store", Error: "store away"}, {Name: "journal"}},

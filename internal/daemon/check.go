@@ -60,9 +60,14 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// look compares all sides once, and returns what it found of a network, or of
-// everything for "", which sides were seen, and the networks' names.
-func (s *source) look(ctx context.Context, only carrick.NetworkID) ([]check.Finding, []status.Side, map[carrick.NetworkID]string) {
+// Facts implements [status.Source].
+func (s *source) Facts(ctx context.Context) (status.Facts, error) {
+	facts, sides := s.gather(ctx)
+	return status.Facts{Node: s.cfg.Node, Sides: sides, Facts: facts}, nil
+}
+
+// gather reads all sides once, as far as they can be read, and says which were.
+func (s *source) gather(ctx context.Context) (check.Facts, []status.Side) {
 	var sides []status.Side
 	saw := func(name string, err error) bool {
 		side := status.Side{Name: name}
@@ -92,13 +97,21 @@ func (s *source) look(ctx context.Context, only carrick.NetworkID) ([]check.Find
 	host.Journal = s.cluster.InspectJournal()
 	saw("journal", nil)
 	facts.Hosts = map[carrick.HostID]check.Host{s.cluster.Self(): host}
+	return facts, sides
+}
 
+// look compares all sides once, and returns what it found of a network, or of
+// everything for "", which sides were seen, and the networks' names.
+func (s *source) look(ctx context.Context, only carrick.NetworkID) ([]check.Finding, []status.Side, map[carrick.NetworkID]string) {
+	facts, sides := s.gather(ctx)
 	names := map[carrick.NetworkID]string{}
-	for id, n := range host.Journal.Networks {
-		names[id] = n.Conf.Label()
+	for _, h := range facts.Hosts {
+		for id, n := range h.Journal.Networks {
+			names[id] = n.Conf.Label()
+		}
 	}
-	if store != nil {
-		for id, n := range store.Networks {
+	if facts.Store != nil {
+		for id, n := range facts.Store.Networks {
 			if n.Conf != nil {
 				names[id] = n.Conf.Label()
 			}
