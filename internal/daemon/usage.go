@@ -175,11 +175,11 @@ func warnings(pools []status.PoolUse) []string {
 // endpoints, and those of the pool's range in it that may not.
 func allocatable(p carrick.Pool, part netip.Prefix) (usable, reserved uint64) {
 	r := p.AllocRange()
-	if r.Bits() > part.Bits() {
-		part = netip.PrefixFrom(r.Addr(), r.Bits())
-	}
 	if !r.Overlaps(part) {
 		return 0, 0
+	}
+	if r.Bits() > part.Bits() {
+		part = r
 	}
 	for a := range special(p) {
 		if part.Contains(a) {
