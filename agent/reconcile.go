@@ -137,7 +137,7 @@ func (r *Reconciler) sweep(ctx context.Context) error {
 	found := slices.Sorted(maps.Keys(r.found))
 	r.mu.Unlock()
 	strangers := jr.Strangers()
-	if jr.Fresh() {
+	if !jr.Registered() {
 		strangers = found
 	}
 	strangers = slices.DeleteFunc(strangers, func(id carrick.NetworkID) bool { return !slices.Contains(found, id) })

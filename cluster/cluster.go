@@ -100,6 +100,7 @@ type Cluster struct {
 	nets    map[carrick.NetworkID]*netState
 	hosts   map[carrick.HostID]carrick.Host // never shrinks: see watchHosts
 	alive   map[carrick.HostID]bool
+	present map[carrick.HostID]carrick.Host // the store's hosts, as last seen
 	hostsOK bool // hosts was read at least once
 	aliveOK bool
 	absent  map[carrick.HostID]time.Time     // since when a host is not seen alive

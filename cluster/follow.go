@@ -124,6 +124,11 @@ func (c *Cluster) Loaded(ctx context.Context, id carrick.NetworkID) bool {
 // followLoop keeps one network's snapshot. The head is all it blocks on; what
 // the ring cannot tell is read in full.
 func (c *Cluster) followLoop(ctx context.Context, id carrick.NetworkID, n *netState) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-c.ready: // and whether the store lost its past is known
+	}
 	return c.watch(ctx, kvstore.OneKey(keyHead(id)), func(v kvstore.View) error {
 		if err := c.catchUp(ctx, id, n, v); err != nil {
 			return err
@@ -211,7 +216,7 @@ func (c *Cluster) reloadAll(ctx context.Context) {
 	c.mu.Lock()
 	nets := map[carrick.NetworkID]*netState{}
 	for id, n := range c.nets {
-		if n.follow != nil && n.isLoad {
+		if n.follow != nil {
 			nets[id] = n
 		}
 	}
@@ -290,7 +295,7 @@ func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState)
 	}
 	n.aliasVer, n.at = aliasVer, head.at()
 	n.setHead(head, headVer)
-	if !n.isLoad {
+	if !n.isLoad && whole {
 		n.isLoad = true
 		close(n.loaded)
 	}

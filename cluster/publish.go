@@ -23,6 +23,9 @@ type publisher struct {
 	rec    map[carrick.EndpointID]carrick.Endpoint
 	recVer kvstore.Revision // 0: no record
 	num    uint32           // incarnation it is known of
+
+	stale kvstore.Revision // version of the head that is no longer it
+	crowd contention
 }
 
 // PublishLater makes the store hold what the journal says about this host's
@@ -75,8 +78,12 @@ func (c *Cluster) publishLoop(ctx context.Context, id carrick.NetworkID, n *netS
 		if err == nil || errors.Is(err, ErrUnknownNetwork) {
 			c.mu.Lock()
 			n.pub.done, n.pub.since = gen, began
+			pause := n.pub.crowd.afterCommit(n.pub.crowd.others(&n.head, c.self))
 			c.mu.Unlock()
 			attempt = 0
+			// The publisher stays until the pause is over: what changes meanwhile goes
+			// together.
+			_ = wait(ctx, pause-time.Since(began))
 			continue
 		}
 		if attempt == 0 && ctx.Err() == nil {
@@ -87,29 +94,61 @@ func (c *Cluster) publishLoop(ctx context.Context, id carrick.NetworkID, n *netS
 	}
 }
 
-// publishTries bounds one publication under contention. 16 hosts writing at
-// once conflict about 5 times per commit.
+// publishTries bounds one publication under contention.
 const publishTries = 100
 
 // publishOnce commits the difference between the journal and the store's
 // record, together with one change of the head.
 func (c *Cluster) publishOnce(ctx context.Context, id carrick.NetworkID, n *netState) error {
-	for attempt := 0; attempt < publishTries; attempt++ {
-		err := c.tryPublish(ctx, id, n)
-		if !errors.Is(err, kvstore.ErrConflict) {
+	for attempt := 1; attempt <= publishTries; attempt++ {
+		tried, err := c.tryPublish(ctx, id, n)
+		var conflict *kvstore.ConflictError
+		if err == nil || !errors.As(err, &conflict) {
 			if err != nil {
 				c.forgetPublished(n)
 			}
 			return err
 		}
-		c.forgetPublished(n)
-		if attempt > 0 {
-			if err := backoff(ctx, min(attempt, 4), 200*time.Millisecond); err != nil {
-				return err
-			}
+		c.mu.Lock()
+		n.outdated(conflict.Keys, id, c.self, tried)
+		pause := n.pub.crowd.afterConflict(n.pub.crowd.others(&n.head, c.self), attempt)
+		c.mu.Unlock()
+		if err := wait(ctx, pause); err != nil {
+			return err
 		}
 	}
 	return fmt.Errorf("gave up after %d conflicting writes: %w", publishTries, kvstore.ErrConflict)
+}
+
+// wait waits for a time, or until ctx ends.
+func wait(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// outdated forgets what a conflict says is not so any more, and no more than
+// that: nothing was written, so the rest is as it was known. Whoever follows the
+// network is told of the newer head by then. c.mu must be held.
+func (n *netState) outdated(keys []string, id carrick.NetworkID, self carrick.HostID, tried kvstore.Revision) {
+	for _, k := range keys {
+		switch k {
+		case keyHead(id):
+			n.pub.stale = tried
+		case keyAlias(id, self):
+			n.aliasVer = 0
+		case keyNetHost(id, self):
+			n.pub.known = false
+		}
+	}
 }
 
 // forgetPublished makes the next attempt read the store: a failed commit may
@@ -121,45 +160,73 @@ func (c *Cluster) forgetPublished(n *netState) {
 	n.headVer, n.aliasVer = 0, 0
 }
 
-func (c *Cluster) tryPublish(ctx context.Context, id carrick.NetworkID, n *netState) error {
+// basis is what a publication begins from.
+type basis struct {
+	num      uint32 // incarnation that it is written in
+	aliasVer kvstore.Revision
+	head     headRecord
+	headVer  kvstore.Revision
+	rec      map[carrick.EndpointID]carrick.Endpoint
+	recVer   kvstore.Revision
+	again    bool // the record is of before a recovery
+}
+
+// publishFrom returns what the next attempt begins from, and reads what is not
+// known of it.
+func (c *Cluster) publishFrom(ctx context.Context, id carrick.NetworkID, n *netState) (b basis, err error) {
 	c.mu.Lock()
-	head, headVer, aliasVer, num := n.head, n.headVer, n.aliasVer, c.writeNum
-	known, rec, recVer := n.pub.known && n.pub.num == num, n.pub.rec, n.pub.recVer
+	if n.headVer == n.pub.stale {
+		n.headVer = 0
+	}
+	b = basis{num: c.writeNum, aliasVer: n.aliasVer, head: n.head, headVer: n.headVer, rec: n.pub.rec, recVer: n.pub.recVer}
+	known := n.pub.known && n.pub.num == b.num
 	c.mu.Unlock()
-	var err error
-	if aliasVer == 0 {
+	if b.aliasVer == 0 {
 		// Who has no alias there has nothing to say: the network is gone, or the host
 		// was removed.
-		if _, aliasVer, err = get[aliasRecord](ctx, c, keyAlias(id, c.self)); err != nil {
-			return err
+		if _, b.aliasVer, err = get[aliasRecord](ctx, c, keyAlias(id, c.self)); err != nil {
+			return b, err
 		}
-		if aliasVer == 0 {
+		if b.aliasVer == 0 {
 			c.suspect()
-			return fmt.Errorf("network %s: %w in the store", id, ErrUnknownNetwork)
+			return b, fmt.Errorf("network %s: %w in the store", id, ErrUnknownNetwork)
 		}
 	}
-	if headVer == 0 {
-		if head, headVer, err = get[headRecord](ctx, c, keyHead(id)); err != nil {
-			return err
+	if b.headVer == 0 {
+		if b.head, b.headVer, err = get[headRecord](ctx, c, keyHead(id)); err != nil {
+			return b, err
 		}
 	}
-	if head.Num > num {
+	if b.head.Num > b.num {
 		c.suspect()
-		return fmt.Errorf("network %s: %w", id, ErrRecovering)
+		return b, fmt.Errorf("network %s: %w", id, ErrRecovering)
 	}
-	again := false // the record is of before a recovery
 	if !known {
 		r, v, err := get[endpointsRecord](ctx, c, keyNetHost(id, c.self))
 		if err != nil {
-			return err
+			return b, err
 		}
-		rec, recVer = map[carrick.EndpointID]carrick.Endpoint{}, v
+		b.rec, b.recVer = map[carrick.EndpointID]carrick.Endpoint{}, v
 		for _, e := range r.Endpoints {
-			rec[e.ID] = e
+			b.rec[e.ID] = e
 		}
-		again = v != 0 && r.Num != num
+		b.again = v != 0 && r.Num != b.num
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n.aliasVer = b.aliasVer
+	n.setHead(b.head, b.headVer)
+	n.pub.crowd.saw(time.Now(), b.head.at())
+	n.pub.known, n.pub.rec, n.pub.recVer, n.pub.num = !b.again, b.rec, b.recVer, b.num
+	return b, nil
+}
 
+// tryPublish makes one attempt, and says which version of the head it began from.
+func (c *Cluster) tryPublish(ctx context.Context, id carrick.NetworkID, n *netState) (tried kvstore.Revision, err error) {
+	b, err := c.publishFrom(ctx, id, n)
+	if err != nil {
+		return 0, err
+	}
 	local := c.jr.Endpoints(id)
 	next := make(map[carrick.EndpointID]carrick.Endpoint, len(local))
 	out := &endpointsRecord{envelope: envelope{schema}}
@@ -170,32 +237,32 @@ func (c *Cluster) tryPublish(ctx context.Context, id carrick.NetworkID, n *netSt
 		}
 		next[e.ID] = e.Endpoint
 		out.Endpoints = append(out.Endpoints, e.Endpoint)
-		if old, ok := rec[e.ID]; !ok || !old.Equal(e.Endpoint) {
+		if old, ok := b.rec[e.ID]; !ok || !old.Equal(e.Endpoint) {
 			ch.Put = append(ch.Put, e.Endpoint)
 		}
 	}
-	for old := range rec {
+	for old := range b.rec {
 		if _, ok := next[old]; !ok {
 			ch.Del = append(ch.Del, old)
 		}
 	}
-	if len(ch.Put)+len(ch.Del) == 0 && !again {
-		c.published(n, head, headVer, aliasVer, next, recVer, num)
-		return nil
+	if len(ch.Put)+len(ch.Del) == 0 && !b.again {
+		return b.headVer, nil
 	}
-	if again {
+	if b.again {
 		ch = change{Host: c.self, Reread: true}
 	}
 
 	var encErr error
-	if err := head.push(num, ch); err != nil {
-		return err
+	head := b.head
+	if err := head.push(b.num, ch); err != nil {
+		return 0, err
 	}
 	out.Num, out.Seq = head.Num, head.Seq
 	t := (&kvstore.Txn{}).
-		Version(keyAlias(id, c.self), aliasVer).
-		Version(keyHead(id), headVer).
-		Version(keyNetHost(id, c.self), recVer)
+		Version(keyAlias(id, c.self), b.aliasVer).
+		Version(keyHead(id), b.headVer).
+		Version(keyNetHost(id, c.self), b.recVer)
 	put(t, &encErr, keyHead(id), &head)
 	if len(next) == 0 {
 		t.Delete(keyNetHost(id, c.self))
@@ -203,27 +270,22 @@ func (c *Cluster) tryPublish(ctx context.Context, id carrick.NetworkID, n *netSt
 		put(t, &encErr, keyNetHost(id, c.self), out)
 	}
 	if encErr != nil {
-		return encErr
+		return 0, encErr
 	}
+	began := time.Now()
 	rev, err := c.commit(ctx, t)
-	if err != nil {
-		return err
-	}
-	recVer = rev
-	if len(next) == 0 {
-		recVer = 0
-	}
-	c.published(n, head, rev, aliasVer, next, recVer, num)
-	return nil
-}
-
-// published remembers what the store holds after a commit.
-func (c *Cluster) published(n *netState, head headRecord, headVer, aliasVer kvstore.Revision, rec map[carrick.EndpointID]carrick.Endpoint, recVer kvstore.Revision, num uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n.aliasVer = aliasVer
-	n.setHead(head, headVer)
-	n.pub.known, n.pub.rec, n.pub.recVer, n.pub.num = true, rec, recVer, num
+	n.pub.crowd.took(time.Since(began))
+	if err != nil {
+		return b.headVer, err
+	}
+	n.setHead(head, rev)
+	n.pub.known, n.pub.rec, n.pub.recVer, n.pub.num = true, next, rev, b.num
+	if len(next) == 0 {
+		n.pub.recVer = 0
+	}
+	return b.headVer, nil
 }
 
 // publishAgain makes the store hold this host's record of a network under the

@@ -222,12 +222,23 @@ func (c *Cluster) watchHosts(ctx context.Context) error {
 		}
 		c.mu.Lock()
 		maps.Copy(c.hosts, hosts)
-		c.graces = graces
+		c.graces, c.present = graces, hosts
+		var gone []carrick.HostID
+		for id := range c.removing {
+			if _, ok := hosts[id]; !ok {
+				gone = append(gone, id)
+			}
+		}
 		if !c.hostsOK {
 			c.hostsOK = true
 			close(c.hostsRead)
 		}
 		c.mu.Unlock()
+		for _, id := range gone {
+			if err := c.forgetHost(id); err != nil {
+				return err
+			}
+		}
 		c.changedAll()
 		return nil
 	})
@@ -237,7 +248,8 @@ func (c *Cluster) watchHosts(ctx context.Context) error {
 // waits for everybody who is there.
 func (c *Cluster) rememberHosts(hosts map[carrick.HostID]carrick.Host) error {
 	known := c.jr.Hosts()
-	maps.DeleteFunc(hosts, func(id carrick.HostID, h carrick.Host) bool { return id == c.self })
+	hosts = maps.Clone(hosts)
+	delete(hosts, c.self)
 	if !slices.ContainsFunc(slices.Collect(maps.Values(hosts)), func(h carrick.Host) bool { return known[h.ID] != h }) {
 		return nil
 	}

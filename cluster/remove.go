@@ -58,9 +58,6 @@ func (c *Cluster) RemoveHost(ctx context.Context, ref string, force bool) (Remov
 	if err != nil {
 		return Removed{}, fmt.Errorf("remove host %s: %w", host.Name, err)
 	}
-	if err := c.forgetHost(host.ID); err != nil {
-		return out, err
-	}
 	if out.Later {
 		c.suspect() // the recovery may have waited for it alone
 		return out, nil
@@ -104,6 +101,11 @@ func (c *Cluster) findHost(ctx context.Context, ref string) (carrick.Host, error
 	for _, h := range c.hosts {
 		if h.Name == ref {
 			return h, nil
+		}
+	}
+	for _, r := range c.removing {
+		if r.Host.Name == ref {
+			return r.Host, nil
 		}
 	}
 	return carrick.Host{}, fmt.Errorf("host %q: %w: carrick node ls shows those there are", ref, ErrUnknownHost)
@@ -189,6 +191,7 @@ func (c *Cluster) forgetHost(id carrick.HostID) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	delete(c.hosts, id)
 	delete(c.alive, id)
 	delete(c.absent, id)
 	delete(c.graces, id)
@@ -330,11 +333,18 @@ func (c *Cluster) watchRemoved(ctx context.Context) error {
 			}
 			c.mu.Lock()
 			c.removing = removed
-			c.mu.Unlock()
+			var gone []carrick.HostID
 			for id := range removed {
-				if id == c.self {
-					c.suspect()
-				} else if err := c.forgetHost(id); err != nil {
+				if _, ok := c.present[id]; !ok && id != c.self {
+					gone = append(gone, id)
+				}
+			}
+			c.mu.Unlock()
+			if _, ok := removed[c.self]; ok {
+				c.suspect()
+			}
+			for _, id := range gone {
+				if err := c.forgetHost(id); err != nil {
 					return err
 				}
 			}
@@ -454,6 +464,11 @@ func (c *Cluster) regain(ctx context.Context) (again bool, err error) {
 		if err := c.settleDisputes(ctx, n.Conf.ID); err != nil {
 			return false, err
 		}
+		// What the store had of it may have been taken away.
+		c.mu.Lock()
+		state := c.state(n.Conf.ID)
+		c.mu.Unlock()
+		c.forgetPublished(state)
 		c.PublishLater(n.Conf.ID)
 	}
 	c.log.Info("this host takes part in the cluster again")

@@ -133,6 +133,8 @@ type Journal struct {
 	id    Identity
 	fresh bool
 
+	// registered is guarded by mu below; see Registered.
+	registered bool
 	// strangers is guarded by mu below.
 	strangers []carrick.NetworkID
 
@@ -305,6 +307,7 @@ func (j *Journal) load(machine string) error {
 				return fmt.Errorf("meta: %w: %w", ErrCorrupt, err)
 			}
 		}
+		j.registered = j.meta.Registered
 		if err := loadBucket(tx, bucketHosts, func(key string, h carrick.Host) error {
 			if key != string(h.ID) || !carrick.ValidID(key) || !h.VTEP.IsValid() {
 				return fmt.Errorf("host %q with VTEP %v", h.ID, h.VTEP)
