@@ -324,6 +324,32 @@ func TestRestoreInPlace(t *testing.T) {
 	w.holds("k \"newer\"\nnode/b \"up\" lease\nquiet \"old\"\n")
 }
 
+// A server that was wiped, and so counts from the start, goes on above the backup
+// that is restored into it.
+func TestRestoreInPlaceOfAWipedServer(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for range 5 {
+		w.must(w.put(w.a, "k", "old"))
+	}
+	backup := w.srv.Snapshot()
+	old := w.srv.Revision()
+	w.srv.Wipe()
+	w.srv.RestoreInPlace(backup)
+	w.must(w.put(w.a, "l", "new"))
+	if now := w.srv.Revision(); now <= old {
+		t.Errorf("revision %d after a backup of revision %d", now, old)
+	}
+	e, err := w.a.Get(w.ctx, "l")
+	w.must(err)
+	if e.Version != w.srv.Revision() {
+		t.Errorf("version %d at revision %d", e.Version, w.srv.Revision())
+	}
+	if got, ok := w.srv.Peek("l"); !ok || string(got) != "new" {
+		t.Errorf("peeked %q %t", got, ok)
+	}
+}
+
 // A watch from a revision that is still good waits, also after a restore in
 // place: it does not spin.
 func TestWatchAfterARestoreWaits(t *testing.T) {

@@ -17,6 +17,7 @@ package memory
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -116,7 +117,7 @@ func (s *Server) Restore(snap Snapshot) {
 func (s *Server) RestoreInPlace(snap Snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.last++ // the restore's own
+	s.last = max(s.last, snap.rev) + 1 // the restore's own; a wiped server may be behind its backup
 	s.lost = gap{snap.rev, s.last}
 	s.restore(snap)
 }
@@ -161,6 +162,14 @@ func (s *Server) Revision() kvstore.Revision {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.rev
+}
+
+// Peek returns a key's value, whatever faults there are.
+func (s *Server) Peek(key string) (value []byte, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, ok := s.tab.entries[key]
+	return slices.Clone(e.Value), ok
 }
 
 // Dump prints the content, a line per key, sorted, without versions, so that a
