@@ -112,13 +112,17 @@ func (p Pool) Validate() error {
 	switch {
 	case !p.Prefix.IsValid() || p.Prefix != p.Prefix.Masked() || p.Prefix.Addr().Is4In6():
 		return fmt.Errorf("pool %v", p.Prefix)
-	case p.Block < p.Prefix.Bits() || p.Block > p.Prefix.Addr().BitLen():
+	case p.Block < p.Prefix.Bits() || p.Block > p.Prefix.Addr().BitLen() || p.Prefix.Addr().BitLen()-p.Block > maxBlock:
 		return fmt.Errorf("block size /%d of pool %v", p.Block, p.Prefix)
 	case p.Range.IsValid() && (p.Range.Bits() < p.Prefix.Bits() || !p.Prefix.Contains(p.Range.Addr())):
 		return fmt.Errorf("range %v outside pool %v", p.Range, p.Prefix)
 	}
 	return nil
 }
+
+// maxBlock bounds a block to 2^12 addresses: owners look at each address of a
+// block, and an IPv6 pool has more than anybody can look at.
+const maxBlock = 12
 
 // BlockBits is the prefix length of the blocks of a pool: /16 -> /26, /24 ->
 // /29, smaller pools in proportion, IPv6 /122. A block is what one host owns.
@@ -182,6 +186,29 @@ func (p Pool) AllocRange() netip.Prefix {
 		return p.Range
 	}
 	return p.Prefix
+}
+
+// Usable counts the addresses of a block that may be chosen for an endpoint. The
+// block is one of the pool's, or a single address.
+func (p Pool) Usable(block netip.Prefix) int {
+	r := p.AllocRange()
+	if !block.Overlaps(r) {
+		return 0
+	}
+	if r.Bits() > block.Bits() {
+		block = r
+	}
+	reserved := []netip.Addr{p.Prefix.Addr(), LastAddr(p.Prefix), p.Gateway}
+	for _, a := range p.Aux {
+		reserved = append(reserved, a)
+	}
+	n := 1 << (block.Addr().BitLen() - block.Bits())
+	for i, a := range reserved {
+		if block.Contains(a) && !slices.Contains(reserved[:i], a) && p.Reserved(a) != "" {
+			n--
+		}
+	}
+	return n
 }
 
 // LastAddr returns the highest address of a prefix.

@@ -318,7 +318,11 @@ func (w Want) agrees(n carrick.Network) error {
 		return nil
 	}
 	slices.Sort(bad)
-	return fmt.Errorf("subnet %s belongs to network %s: %w: %s: leave the option out to inherit it, or choose another subnet", n.Subnets(), n.Label(), ErrMismatch, strings.Join(bad, "; "))
+	whose := "subnet " + n.Subnets() + " belongs"
+	if len(n.Pools) > 1 {
+		whose = "subnets " + n.Subnets() + " belong"
+	}
+	return fmt.Errorf("%s to network %s: %w: %s: leave the option out to inherit it, or choose another subnet", whose, n.Label(), ErrMismatch, strings.Join(bad, "; "))
 }
 
 // agreesOnPool is the part of agrees about one family. A joining host must ask for

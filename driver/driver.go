@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/carrick-net/carrick"
@@ -18,6 +19,7 @@ import (
 	"github.com/carrick-net/carrick/cluster/journal"
 	"github.com/carrick-net/carrick/dockerapi"
 	"github.com/carrick-net/carrick/ipam"
+	"github.com/carrick-net/carrick/plan"
 )
 
 // Sentinel errors.
@@ -73,39 +75,35 @@ func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkReq
 	if err := decodeOptions(r.Options, &w); err != nil {
 		return err
 	}
-	if r.EnableIPv6 || len(r.IPv6) > 0 {
-		return errors.New("--ipv6 is not supported by this version of carrick: leave it out")
-	}
-	if !r.EnableIPv4 {
-		return errors.New("--ipv4=false is not supported by this version of carrick: leave it out")
-	}
-	if len(r.IPv4) != 1 {
-		return fmt.Errorf("carrick networks have exactly one --subnet, not %d", len(r.IPv4))
-	}
-	data := r.IPv4[0]
-	if data.AddressSpace != dockerapi.AddressSpace {
-		return fmt.Errorf("%w: Docker's own would give the same addresses on every host. Create the network with: docker network create -d carrick --ipam-driver carrick [--subnet PREFIX] NAME", ErrForeignIPAM)
-	}
-	for name, a := range data.Aux {
-		if a == data.Gateway {
-			return fmt.Errorf("--aux-address %s=%s is the gateway: choose another, or another --gateway", name, a)
-		}
-	}
-	res, err := d.cfg.Pools.Reserved(data.Pool)
+	data, err := poolsOf(r)
 	if err != nil {
 		return err
 	}
-	defer d.cfg.Pools.Done(res)
+	if err := d.checkMTU(w, data); err != nil {
+		return err
+	}
+	for i, p := range data {
+		res, err := d.cfg.Pools.Reserved(p.Pool)
+		if err != nil {
+			return err
+		}
+		defer d.cfg.Pools.Done(res)
+		switch {
+		case i > 0 && res.Tenant != w.Tenant:
+			return fmt.Errorf("subnet %s is reserved for tenant %s and subnet %s for tenant %s: another create is under way on this host: try again", p.Pool, res.Tenant, data[0].Pool, w.Tenant)
+		case res.Network != "" && w.Network != "" && res.Network != w.Network:
+			return fmt.Errorf("-o carrick.network=%s and --ipam-opt carrick.network=%s: give the same id twice", w.Network, res.Network)
+		case w.Network == "":
+			w.Network = res.Network
+		}
+		w.Tenant = res.Tenant
+		w.Pools = append(w.Pools, carrick.Pool{Prefix: p.Pool, Range: res.Range, Gateway: p.Gateway, Aux: p.Aux})
+		if res.Chosen {
+			w.Chosen = append(w.Chosen, p.Pool)
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, storeLimit)
 	defer cancel()
-	if res.Network != "" && w.Network != "" && res.Network != w.Network {
-		return fmt.Errorf("-o carrick.network=%s and --ipam-opt carrick.network=%s: give the same id twice", w.Network, res.Network)
-	}
-	if w.Network == "" {
-		w.Network = res.Network
-	}
-	w.Tenant = res.Tenant
-	w.Pools = []carrick.Pool{{Prefix: data.Pool, Range: res.Range, Gateway: data.Gateway, Aux: data.Aux}}
 	if err := d.cfg.Cluster.WaitReady(ctx); err != nil {
 		return err
 	}
@@ -117,8 +115,52 @@ func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkReq
 	if joined {
 		verb = "network joined"
 	}
-	d.cfg.Log.Info(verb, "network", n.ID, "docker", r.ID.Short(), "subnet", n.Pools[0].Prefix, "vni", n.VNI, "tenant", n.Tenant)
+	d.cfg.Log.Info(verb, "network", n.ID, "docker", r.ID.Short(), "subnet", n.Subnets(), "vni", n.VNI, "tenant", n.Tenant)
 	return nil
+}
+
+// poolsOf checks the pools of a create: one of IPv4, one of IPv6, or both in this
+// order, of our own IPAM driver.
+func poolsOf(r dockerapi.CreateNetworkRequest) ([]dockerapi.PoolData, error) {
+	data := slices.Concat(r.IPv4, r.IPv6)
+	for _, p := range data {
+		if p.AddressSpace != dockerapi.AddressSpace {
+			return nil, fmt.Errorf("%w: Docker's own would give the same addresses on every host. Create the network with: docker network create -d carrick --ipam-driver carrick [--subnet PREFIX] NAME", ErrForeignIPAM)
+		}
+	}
+	for f, list := range map[carrick.Family][]dockerapi.PoolData{carrick.IPv4: r.IPv4, carrick.IPv6: r.IPv6} {
+		if len(list) > 1 {
+			return nil, fmt.Errorf("a carrick network has at most one %s --subnet, not %s and %s: make a network of each, or one with a larger subnet", f, list[0].Pool, list[1].Pool)
+		}
+	}
+	if len(data) == 0 {
+		return nil, errors.New("a carrick network needs a subnet: leave out --ipv4=false, or give --ipv6 as well")
+	}
+	for _, p := range data {
+		for name, a := range p.Aux {
+			if a == p.Gateway {
+				return nil, fmt.Errorf("--aux-address %s=%s is the gateway: choose another, or another --gateway", name, a)
+			}
+		}
+	}
+	return data, nil
+}
+
+// checkMTU refuses IPv6 on links too small for it: the kernel takes it off them,
+// and containers would fail to start in words that do not say why.
+func (d *Driver) checkMTU(w cluster.Want, data []dockerapi.PoolData) error {
+	if !slices.ContainsFunc(data, func(p dockerapi.PoolData) bool { return p.Pool.Addr().Is6() }) {
+		return nil
+	}
+	self := d.cfg.Cluster.SelfHost()
+	mtu := plan.MTU(carrick.Network{MTU: w.MTU}, self)
+	switch {
+	case mtu >= carrick.MinMTU6:
+		return nil
+	case w.MTU != 0:
+		return fmt.Errorf("-o mtu=%d: IPv6 needs %d bytes or more (RFC 8200): give a larger one, or leave out --ipv6", w.MTU, carrick.MinMTU6)
+	}
+	return fmt.Errorf("IPv6 needs an MTU of %d bytes or more (RFC 8200) and this host's network device leaves %d of its %d to containers: use a device with a larger MTU (--advertise), or leave out --ipv6", carrick.MinMTU6, mtu, self.MTU)
 }
 
 // DeleteNetwork drops the alias. Docker forgets the network whatever is
@@ -157,14 +199,14 @@ func (d *Driver) CreateEndpoint(_ context.Context, r dockerapi.CreateEndpointReq
 			}
 		}
 	}
-	if !r.Addr4.IsValid() {
-		return none, fmt.Errorf("endpoint %s has no IPv4 address", r.Endpoint.Short())
+	addrs, err := addresses(n, r)
+	if err != nil {
+		return none, err
 	}
 	d.cfg.Cluster.Follow(n.ID)
-	addr := r.Addr4.Addr()
 	mac := r.MAC
 	if mac.IsZero() {
-		mac = carrick.MACFor(n.VNI, addr)
+		mac = carrick.MACFor(n.VNI, addrs[0])
 	}
 	if !mac.IsUnicast() {
 		return none, fmt.Errorf("--mac-address %s: a group address cannot be a container's: make the first octet even", mac)
@@ -172,12 +214,12 @@ func (d *Driver) CreateEndpoint(_ context.Context, r dockerapi.CreateEndpointReq
 	if holder, host, ok := d.macHolder(n.ID, mac, r.Endpoint); ok {
 		what := "--mac-address " + mac.String()
 		if r.MAC.IsZero() {
-			what = fmt.Sprintf("MAC %s, made of address %s", mac, addr)
+			what = fmt.Sprintf("MAC %s, made of address %s", mac, addrs[0])
 		}
 		return none, fmt.Errorf("%s: %w in network %s by endpoint %s on host %s: choose another with --mac-address", what, ErrMACInUse, n.Label(), holder.Short(), host)
 	}
 	err = d.cfg.Cluster.AddEndpoint(journal.Endpoint{
-		Endpoint: carrick.Endpoint{ID: r.Endpoint, Addrs: []netip.Addr{addr}, MAC: mac},
+		Endpoint: carrick.Endpoint{ID: r.Endpoint, Addrs: addrs, MAC: mac},
 		Network:  n.ID, Docker: r.Network,
 	})
 	if err != nil {
@@ -187,6 +229,25 @@ func (d *Driver) CreateEndpoint(_ context.Context, r dockerapi.CreateEndpointReq
 		return dockerapi.CreateEndpointResponse{MAC: mac}, nil
 	}
 	return none, nil
+}
+
+// addresses lists an endpoint's addresses, IPv4 before IPv6. Engines from 28 on
+// ask for no IPv6 address if a sysctl of the container turns IPv6 off.
+func addresses(n carrick.Network, r dockerapi.CreateEndpointRequest) ([]netip.Addr, error) {
+	var out []netip.Addr
+	for _, a := range []netip.Prefix{r.Addr4, r.Addr6} {
+		if a.IsValid() {
+			out = append(out, a.Addr())
+		}
+	}
+	_, four := n.Pool(carrick.IPv4)
+	switch {
+	case four && !r.Addr4.IsValid():
+		return nil, fmt.Errorf("endpoint %s has no IPv4 address", r.Endpoint.Short())
+	case len(out) == 0:
+		return nil, fmt.Errorf("endpoint %s has no address: network %s has IPv6 only, and a container that turns IPv6 off (--sysctl net.ipv6.conf.all.disable_ipv6=1) cannot be in it", r.Endpoint.Short(), n.Label())
+	}
+	return out, nil
 }
 
 // endpointOption says whether an endpoint's driver option is one that engines

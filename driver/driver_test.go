@@ -13,6 +13,7 @@ import (
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster"
 	"github.com/carrick-net/carrick/cluster/journal"
+	"github.com/carrick-net/carrick/dockerapi"
 	"github.com/carrick-net/carrick/driver"
 	"github.com/carrick-net/carrick/internal/sim"
 	"github.com/carrick-net/carrick/ipam"
@@ -126,7 +127,8 @@ func TestBadCreatesLeaveNothing(t *testing.T) {
 	s := memory.NewServer()
 	h, other := sim.NewHost(t, s, 1), sim.NewHost(t, s, 2)
 	other.MustCreate("taken", sim.Create{Subnet: "10.50.0.0/16", Opts: map[string]string{"vni": "77"}})
-	h.MustCreate("mine", sim.Create{Subnet: "10.51.0.0/24"})
+	other.MustCreate("taken six", sim.Create{NoIPv4: true, IPv6: true, Subnet6: "fd00:52::/64"})
+	h.MustCreate("mine", sim.Create{Subnet: "10.51.0.0/24", IPv6: true, Subnet6: "fd00:51::/64"})
 	before := stable(s)
 	for name, tt := range map[string]struct {
 		create sim.Create
@@ -157,7 +159,19 @@ func TestBadCreatesLeaveNothing(t *testing.T) {
 		"too small":            {sim.Create{Subnet: "10.60.0.0/31"}, []string{"10.60.0.0/31", "/30"}},
 		"multicast":            {sim.Create{Subnet: "239.0.0.0/16"}, []string{"239.0.0.0/16"}},
 		"aux is the gateway":   {sim.Create{Subnet: "10.60.0.0/24", Aux: map[string]string{"x": "10.60.0.1"}}, []string{"x=10.60.0.1", "gateway"}},
-		"IPv6":                 {sim.Create{Subnet: "10.60.0.0/24", IPv6: true}, []string{"--ipv6"}},
+		"two IPv4 subnets":     {sim.Create{Subnet: "10.60.0.0/24", More: []string{"10.61.0.0/24"}}, []string{"one IPv4 --subnet", "10.60.0.0/24", "10.61.0.0/24"}},
+		"two IPv6 subnets":     {sim.Create{Subnet: "10.60.0.0/24", IPv6: true, Subnet6: "fd00:60::/64", More: []string{"fd00:61::/64"}}, []string{"one IPv6 --subnet", "fd00:60::/64", "fd00:61::/64"}},
+		"foreign IPAM, IPv6":   {sim.Create{Subnet: "10.60.0.0/24", IPv6: true, Subnet6: "fd00:60::/64", ForeignIPAM: true}, []string{"--ipam-driver carrick"}},
+		"MTU too small, IPv6":  {sim.Create{Subnet: "10.60.0.0/24", IPv6: true, Subnet6: "fd00:60::/64", Opts: map[string]string{"mtu": "1279"}}, []string{"mtu=1279", "1280"}},
+		"IPv6 too large":       {sim.Create{IPv6: true, Subnet6: "fd00::/47"}, []string{"fd00::/47", "/48", "/126"}},
+		"IPv6 too small":       {sim.Create{IPv6: true, Subnet6: "fd00::/127"}, []string{"fd00::/127", "/48", "/126"}},
+		"link-local":           {sim.Create{IPv6: true, Subnet6: "fe80:60::/64"}, []string{"fe80:60::/64", "unique local"}},
+		"IPv6 multicast":       {sim.Create{IPv6: true, Subnet6: "ff05::/64"}, []string{"ff05::/64"}},
+		"IPv6 overlap":         {sim.Create{Subnet: "10.60.0.0/24", IPv6: true, Subnet6: "fd00:52:0:0:8000::/65"}, []string{"fd00:52:0:0:8000::/65", "fd00:52::/64", "tenant"}},
+		"IPv6 range outside":   {sim.Create{IPv6: true, Subnet6: "fd00:60::/64", Range6: "fd00:61::/80"}, []string{"fd00:61::/80", "fd00:60::/64"}},
+		"IPv6 gateway outside": {sim.Create{IPv6: true, Subnet6: "fd00:60::/64", Gateway6: "fd00:61::1"}, []string{"fd00:61::1", "fd00:60::/64"}},
+		"gateway is anycast":   {sim.Create{IPv6: true, Subnet6: "fd00:60::/64", Gateway6: "fd00:60::"}, []string{"fd00:60::", "anycast"}},
+		"second, by IPv6":      {sim.Create{Subnet: "10.60.0.0/24", IPv6: true, Subnet6: "fd00:51::/64"}, []string{"fd00:51::/64", "already"}},
 	} {
 		_, err := h.NetworkCreate("bad", tt.create)
 		if err == nil {
@@ -236,7 +250,7 @@ func TestChosenSubnets(t *testing.T) {
 func TestExplicitAddresses(t *testing.T) {
 	t.Parallel()
 	s := memory.NewServer()
-	a, b := sim.NewHost(t, s, 1), sim.NewHost(t, s, 2)
+	a, b, other := sim.NewHost(t, s, 1), sim.NewHost(t, s, 2), sim.NewHost(t, s, 3)
 	create := sim.Create{Subnet: "10.42.0.0/24", Aux: map[string]string{"router": "10.42.0.99"}}
 	na, nb := a.MustCreate("app", create), b.MustCreate("app", create)
 	c := a.MustRun(na, sim.Run{IP: "10.42.0.50", MAC: "02:42:0a:2a:00:07"})
@@ -248,6 +262,11 @@ func TestExplicitAddresses(t *testing.T) {
 		v, ok := b.View(nb)
 		return ok && len(v.Endpoints) == 2
 	})
+	// A third host borrows an address and has no container with it yet.
+	_, err := other.IPAM.RequestAddress(t.Context(), dockerapi.RequestAddressRequest{PoolID: other.MustCreate("app", create).PoolID, Addr: netip.MustParseAddr("10.42.0.51")})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		host *sim.Host
 		net  *sim.Network
@@ -261,7 +280,9 @@ func TestExplicitAddresses(t *testing.T) {
 		{a, na, sim.Run{IP: "10.42.0.255"}, ipam.ErrReserved, "broadcast"},
 		{a, na, sim.Run{IP: "10.42.0.50"}, ipam.ErrInUse, c.Endpoint.Short()},
 		{b, nb, sim.Run{IP: "10.42.0.50"}, ipam.ErrInUse, "h1"},
-		{b, nb, sim.Run{IP: "10.42.0.51"}, cluster.ErrBlockTaken, "h1"},
+		{b, nb, sim.Run{IP: "10.42.0.51"}, cluster.ErrBlockTaken, "belongs to host h1"},
+		{b, nb, sim.Run{IP: "10.42.0.51"}, cluster.ErrRefused, "lent to host h3"},
+		{a, na, sim.Run{IP: "10.42.0.51"}, ipam.ErrInUse, "host h3, which borrowed it"},
 		{b, nb, sim.Run{MAC: "02:42:0a:2a:00:07"}, driver.ErrMACInUse, "h1"},
 		{b, nb, sim.Run{MAC: "03:42:0a:2a:00:07"}, nil, "group address"},
 	} {
@@ -271,6 +292,7 @@ func TestExplicitAddresses(t *testing.T) {
 		}
 	}
 	b.MustRun(nb, sim.Run{IP: "10.42.0.200"}) // nobody's block
+	b.MustRun(nb, sim.Run{IP: "10.42.0.52"})  // borrowed of h1
 	a.Stop(c)
 	a.MustRun(na, sim.Run{IP: "10.42.0.50"}) // rest never refuses an explicit address
 }

@@ -1,73 +1,88 @@
 package ipam
 
 import (
+	"iter"
 	"net/netip"
+	"slices"
 
 	"github.com/carrick-net/carrick"
 )
 
-// Use is what the owner of a block remembers of one of its addresses.
+// Use is what the owner of a block remembers of one of its addresses. The zero
+// value is an address that was never given out.
 type Use struct {
 	Taken    bool
 	Released uint64 // order of release, for a resting address; 0 = never used
 }
 
-// Pick chooses an address for an endpoint from this host's blocks: the lowest one
-// that was never used, else the one that has rested longest. Resting is an order
-// and never a reason to refuse. use tells the state of an address.
-func Pick(pool carrick.Pool, blocks []netip.Prefix, use func(netip.Addr) Use) (netip.Addr, bool) {
-	var best netip.Addr
-	oldest := ^uint64(0)
+// Memory is what a host remembers of the addresses of one pool.
+type Memory interface {
+	// Use tells the state of an address.
+	Use(netip.Addr) Use
+	// Known counts the addresses of a block that may be chosen and are taken or
+	// resting.
+	Known(block netip.Prefix) int
+	// Resting yields the addresses that rest and may be chosen, the longest-rested
+	// one first.
+	Resting() iter.Seq[netip.Addr]
+}
+
+// Pick chooses an address for an endpoint from this host's blocks of a pool: the
+// lowest one of the first block that has one never used, else the one that has
+// rested longest. Resting is an order and never a reason to refuse. Blocks all
+// of whose addresses are known are not looked into.
+func Pick(pool carrick.Pool, blocks []netip.Prefix, mem Memory) (netip.Addr, bool) {
 	for _, b := range blocks {
+		if mem.Known(b) >= pool.Usable(b) {
+			continue
+		}
 		for a := range addrs(b) {
-			if !Allocatable(pool, a) {
-				continue
-			}
-			u := use(a)
-			switch {
-			case u.Taken:
-			case u.Released == 0:
+			if pool.Allocatable(a) && mem.Use(a) == (Use{}) {
 				return a, true
-			case u.Released < oldest:
-				best, oldest = a, u.Released
 			}
 		}
 	}
-	return best, best.IsValid()
+	for a := range mem.Resting() {
+		if Owned(blocks, a) {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
 }
 
-// Allocatable says whether an address may be chosen for an endpoint that did not
-// ask for one.
-func Allocatable(pool carrick.Pool, a netip.Addr) bool {
-	return pool.AllocRange().Contains(a) && pool.Reserved(a) == ""
+// Owned says whether an address lies in one of the blocks.
+func Owned(blocks []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(blocks, func(b netip.Prefix) bool { return b.Contains(a) })
 }
 
-// Free counts the addresses of the blocks that could be chosen, and those taken
-// among them.
-func Free(pool carrick.Pool, blocks []netip.Prefix, use func(netip.Addr) Use) (total, taken int) {
+// BlocksOf returns those of a host's blocks that are of the pool.
+func BlocksOf(pool carrick.Pool, blocks []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
 	for _, b := range blocks {
-		for a := range addrs(b) {
-			if !Allocatable(pool, a) {
-				continue
-			}
-			total++
-			if use(a).Taken {
-				taken++
-			}
+		if pool.Prefix.Contains(b.Addr()) {
+			out = append(out, b)
 		}
 	}
-	return total, taken
+	return out
+}
+
+// Size counts the addresses of the blocks that may be chosen.
+func Size(pool carrick.Pool, blocks []netip.Prefix) (n int) {
+	for _, b := range blocks {
+		n += pool.Usable(b)
+	}
+	return n
 }
 
 // NextBlock returns the lowest block of the pool's range that nobody owns and
 // that has an address to give. It looks at no more blocks than there are owned
-// ones plus those without any usable address.
+// ones plus those without any usable address, however large the pool.
 func NextBlock(pool carrick.Pool, owned func(netip.Prefix) bool) (netip.Prefix, bool) {
 	r := pool.AllocRange()
 	last := carrick.LastAddr(r)
 	// A range smaller than a block lies in exactly one.
-	for b := BlockOf(pool, r.Addr()); b.Addr().Compare(last) <= 0; {
-		if !owned(b) && hasUsable(pool, b) {
+	for b := pool.BlockOf(r.Addr()); b.Addr().Compare(last) <= 0; {
+		if !owned(b) && pool.Usable(b) > 0 {
 			return b, true
 		}
 		next := carrick.LastAddr(b).Next()
@@ -79,22 +94,8 @@ func NextBlock(pool carrick.Pool, owned func(netip.Prefix) bool) (netip.Prefix, 
 	return netip.Prefix{}, false
 }
 
-// BlockOf returns the block of the pool an address lies in.
-func BlockOf(pool carrick.Pool, a netip.Addr) netip.Prefix {
-	return netip.PrefixFrom(a, pool.Block).Masked()
-}
-
-func hasUsable(pool carrick.Pool, b netip.Prefix) bool {
-	for a := range addrs(b) {
-		if Allocatable(pool, a) {
-			return true
-		}
-	}
-	return false
-}
-
 // addrs iterates over a prefix's addresses in order.
-func addrs(p netip.Prefix) func(yield func(netip.Addr) bool) {
+func addrs(p netip.Prefix) iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
 		for a := p.Masked().Addr(); a.IsValid() && p.Contains(a); a = a.Next() {
 			if !yield(a) {
@@ -102,47 +103,4 @@ func addrs(p netip.Prefix) func(yield func(netip.Addr) bool) {
 			}
 		}
 	}
-}
-
-// ChoosePool returns the first candidate prefix after the one offered last that
-// overlaps nothing in busy, going round once; the one offered last itself only if
-// there is no other.
-func ChoosePool(from []DefaultPool, after netip.Prefix, busy []netip.Prefix) (netip.Prefix, bool) {
-	var first, next, last netip.Prefix
-	passed := !after.IsValid()
-	for _, d := range from {
-		for p := range d.candidates() {
-			if overlapsAny(p, busy) {
-				passed = passed || p == after
-				continue
-			}
-			if p == after {
-				passed, last = true, p
-				continue
-			}
-			if passed {
-				next = p
-				break
-			}
-			if !first.IsValid() {
-				first = p
-			}
-		}
-		if next.IsValid() {
-			return next, true
-		}
-	}
-	if !first.IsValid() {
-		first = last
-	}
-	return first, first.IsValid()
-}
-
-func overlapsAny(p netip.Prefix, busy []netip.Prefix) bool {
-	for _, b := range busy {
-		if p.Overlaps(b) {
-			return true
-		}
-	}
-	return false
 }

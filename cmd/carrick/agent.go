@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/carrick-net/carrick/internal/daemon"
+	"github.com/carrick-net/carrick/ipam"
 )
 
 // envPrefix begins the environment's name of every flag: CARRICK_LOG_LEVEL is
@@ -59,7 +60,7 @@ func agentFlags(f *pflag.FlagSet) {
 	f.String("advertise", "", "address or interface of the VTEP (default the source of the default route)")
 	f.String("http", "", "address for /metrics, /healthz and the status page (default off)")
 	f.String("netns-dir", "/run/netns", "where the networks' namespaces are mounted")
-	f.StringArray("default-pool", []string{"base=10.128.0.0/9,size=16"}, "where subnets come from when none is given (repeatable)")
+	f.StringArray("default-pool", []string{ipam.Default4, ipam.Default6}, "where subnets come from when none is given (repeatable; a family\nof which none is given keeps its default)")
 	f.String("consul-token-file", "", "file with the Consul token")
 	f.Duration("audit", time.Minute, "how often the kernel is read back and compared")
 	f.Duration("host-grace", 0, "after how long without the store this host gives its addresses up and cuts its containers\noff, so that the others may have them; below 10m a restart or a short outage may do it (default 0 = never)")

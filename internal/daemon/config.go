@@ -63,13 +63,9 @@ func (c Config) check() ([]ipam.DefaultPool, error) {
 	if c.HostGrace != 0 && c.HostGrace < minGrace {
 		return nil, fmt.Errorf("--host-grace %s: want 0 (off) or at least %s: a host that is only restarted, or cut off from the store for a moment, must not lose its addresses", c.HostGrace, minGrace)
 	}
-	pools := make([]ipam.DefaultPool, 0, len(c.DefaultPools))
-	for _, s := range c.DefaultPools {
-		p, err := ipam.ParseDefaultPool(s)
-		if err != nil {
-			return nil, fmt.Errorf("--default-pool: %w", err)
-		}
-		pools = append(pools, p)
+	pools, err := ipam.ParseDefaultPools(c.DefaultPools)
+	if err != nil {
+		return nil, fmt.Errorf("--default-pool: %w", err)
 	}
 	return pools, nil
 }

@@ -88,6 +88,12 @@ func (h *Host) StartCut() error {
 	return err
 }
 
+// HostPrefixes are routes that every simulated host has: one in the first subnet
+// of the IPv4 default pool, one to half of the IPv6 one.
+func HostPrefixes() []netip.Prefix {
+	return []netip.Prefix{prefix("192.0.2.0/24"), prefix("10.128.0.0/24"), prefix("fd88:93b9:19b6::/49")}
+}
+
 func (h *Host) launch(name string, vtep netip.Addr) (*agent, error) {
 	h.Reap()
 	a := &agent{ended: make(chan error, 1), dead: make(chan struct{})}
@@ -120,7 +126,7 @@ func (h *Host) launch(name string, vtep netip.Addr) (*agent, error) {
 	}
 	log = log.With("host", name)
 	a.cluster = cluster.New(cluster.Config{
-		Store: store, Journal: a.jr, Name: name, VTEP: vtep, MTU: 1500, Version: "sim", Machine: "machine-" + h.Name, Boot: boot,
+		Store: store, Journal: a.jr, Name: name, VTEP: vtep, MTU: h.opts.MTU, Version: "sim", Machine: "machine-" + h.Name, Boot: boot,
 		Rest: h.opts.Rest, Grace: h.opts.Grace, Uptime: func() time.Duration { return time.Since(booted) },
 		Log: log, Changed: h.noteChange,
 	})
@@ -129,10 +135,8 @@ func (h *Host) launch(name string, vtep netip.Addr) (*agent, error) {
 		m = mirror.New(mirror.Config{Engine: eye{h}, Facts: a.cluster, Log: log, Witness: eye{h}})
 	}
 	a.ipam = ipam.New(ipam.Config{
-		Cluster: a.cluster, Defaults: []ipam.DefaultPool{{Base: netip.MustParsePrefix("10.128.0.0/9"), Size: 16}},
-		HostPrefixes: func(context.Context) ([]netip.Prefix, error) {
-			return []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("10.128.0.0/24")}, nil
-		}, Log: log,
+		Cluster: a.cluster, Defaults: []ipam.DefaultPool{{Base: prefix("10.128.0.0/9"), Size: 16}, {Base: prefix("fd88:93b9:19b6::/48"), Size: 64}},
+		HostPrefixes: func(context.Context) ([]netip.Prefix, error) { return HostPrefixes(), nil }, Log: log,
 	})
 	a.driver = driver.New(driver.Config{Cluster: a.cluster, Pools: a.ipam, Realizer: h, Log: log})
 	h.mu.Lock()

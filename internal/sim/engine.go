@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/carrick-net/carrick"
@@ -23,22 +25,42 @@ var (
 
 // Network is a Docker network of one simulated engine.
 type Network struct {
-	Name    string
-	ID      carrick.DockerNetworkID
-	PoolID  string
-	Subnet  netip.Prefix
-	Gateway netip.Addr
-	aux     []netip.Addr
+	Name string
+	ID   carrick.DockerNetworkID
+	// PoolID, Subnet and Gateway are of the IPv4 pool, those with a 6 of the IPv6
+	// pool; zero: none.
+	PoolID, PoolID6   string
+	Subnet, Subnet6   netip.Prefix
+	Gateway, Gateway6 netip.Addr
+
+	pools []pool // in the order in which the engine asked for them
+}
+
+// pool is one of a network, as the engine keeps it.
+type pool struct {
+	id   string // "" if Carrick's IPAM driver was not asked
+	data dockerapi.PoolData
 }
 
 // Container is a running container's endpoint.
 type Container struct {
-	Network  *Network
-	Endpoint carrick.EndpointID
-	Addr     netip.Prefix
-	MAC      carrick.MAC
+	Network     *Network
+	Endpoint    carrick.EndpointID
+	Addr, Addr6 netip.Prefix // zero: none
+	MAC         carrick.MAC
 
 	name string
+}
+
+// Addrs lists the container's addresses, IPv4 before IPv6.
+func (c *Container) Addrs() []netip.Addr {
+	var out []netip.Addr
+	for _, a := range []netip.Prefix{c.Addr, c.Addr6} {
+		if a.IsValid() {
+			out = append(out, a.Addr())
+		}
+	}
+	return out
 }
 
 // ask makes one call of the engine to its plugin. While nobody answers it is
@@ -91,35 +113,68 @@ type Create struct {
 	Subnet   string // "" = the driver's choice
 	Range    string
 	Gateway  string
-	Aux      map[string]string
+	Aux      map[string]string // of both families
 	IPAMOpts map[string]string
 	Opts     map[string]string
 	Internal bool
-	IPv6     bool
+	IPv6     bool // --ipv6
+	NoIPv4   bool // --ipv4=false, engines from 28 on
+	// The second --subnet, --ip-range and --gateway; engines ignore them without
+	// --ipv6.
+	Subnet6, Range6, Gateway6 string
+	// More subnets of either family.
+	More []string
 	// ForeignIPAM: somebody forgot --ipam-driver.
 	ForeignIPAM bool
 }
 
-// NetworkCreate makes dockerd's calls of docker network create. Failures are
-// undone as dockerd undoes them.
+// subnet is one --subnet with what belongs to it.
+type subnet struct{ subnet, rng, gateway string }
+
+// subnets lists what the engine asks pools for.
+func (c Create) subnets() (four, six []subnet) {
+	if !c.NoIPv4 {
+		four = append(four, subnet{c.Subnet, c.Range, c.Gateway})
+	}
+	if c.IPv6 {
+		six = append(six, subnet{c.Subnet6, c.Range6, c.Gateway6})
+	}
+	for _, m := range c.More {
+		if prefix(m).Addr().Is4() {
+			four = append(four, subnet{subnet: m})
+		} else {
+			six = append(six, subnet{subnet: m})
+		}
+	}
+	return four, six
+}
+
+// NetworkCreate makes dockerd's calls of docker network create: for each IPv4
+// subnet a pool, its gateway and its auxiliary addresses, then the same for IPv6,
+// then the network. Failures are undone as dockerd undoes them.
 func (h *Host) NetworkCreate(name string, c Create) (*Network, error) {
 	life := h.now()
 	n := &Network{Name: name, ID: carrick.DockerNetworkID(hexID())}
-	data := dockerapi.PoolData{AddressSpace: dockerapi.AddressSpace}
-	if c.ForeignIPAM {
-		data.AddressSpace, data.Pool = "LocalDefault", netip.MustParsePrefix(c.Subnet)
-	} else if err := h.requestPool(life, n, c, &data); err != nil {
-		return nil, err
-	}
-	err := h.ask(life, func(ctx context.Context, a *agent) error {
-		return a.driver.CreateNetwork(ctx, dockerapi.CreateNetworkRequest{
-			ID: n.ID, Options: c.Opts, Internal: c.Internal, EnableIPv4: true, EnableIPv6: c.IPv6, IPv4: []dockerapi.PoolData{data},
-		})
-	})
-	if err != nil {
-		if !c.ForeignIPAM {
-			h.releasePool(life, n)
+	four, six := c.subnets()
+	for i, s := range slices.Concat(four, six) {
+		if err := h.requestPool(life, n, c, s, i >= len(four)); err != nil {
+			h.releasePools(life, n)
+			return nil, err
 		}
+	}
+	r := dockerapi.CreateNetworkRequest{ID: n.ID, Options: c.Opts, Internal: c.Internal, EnableIPv4: !c.NoIPv4, EnableIPv6: c.IPv6}
+	for i, p := range n.pools {
+		if i < len(four) {
+			r.IPv4 = append(r.IPv4, p.data)
+			n.PoolID, n.Subnet, n.Gateway = p.id, p.data.Pool, p.data.Gateway
+		} else {
+			r.IPv6 = append(r.IPv6, p.data)
+			n.PoolID6, n.Subnet6, n.Gateway6 = p.id, p.data.Pool, p.data.Gateway
+		}
+	}
+	err := h.ask(life, func(ctx context.Context, a *agent) error { return a.driver.CreateNetwork(ctx, r) })
+	if err != nil {
+		h.releasePools(life, n)
 		return nil, err
 	}
 	h.mu.Lock()
@@ -128,53 +183,66 @@ func (h *Host) NetworkCreate(name string, c Create) (*Network, error) {
 	return n, nil
 }
 
-// requestPool makes the calls before CreateNetwork.
-func (h *Host) requestPool(life int, n *Network, c Create, data *dockerapi.PoolData) error {
+// requestPool asks for a pool and its reserved addresses. What was given is among
+// the network's even if the rest fails.
+func (h *Host) requestPool(life int, n *Network, c Create, s subnet, six bool) error {
+	if c.ForeignIPAM {
+		n.pools = append(n.pools, pool{data: dockerapi.PoolData{AddressSpace: "LocalDefault", Pool: prefix(s.subnet)}})
+		return nil
+	}
 	err := h.ask(life, func(ctx context.Context, a *agent) error {
-		pool, err := a.ipam.RequestPool(ctx, dockerapi.RequestPoolRequest{AddressSpace: dockerapi.AddressSpace, Options: c.IPAMOpts, Pool: prefix(c.Subnet), SubPool: prefix(c.Range)})
-		n.PoolID, n.Subnet, data.Pool = pool.PoolID, pool.Pool, pool.Pool
+		got, err := a.ipam.RequestPool(ctx, dockerapi.RequestPoolRequest{
+			AddressSpace: dockerapi.AddressSpace, Options: c.IPAMOpts, Pool: prefix(s.subnet), SubPool: prefix(s.rng), V6: six,
+		})
+		if err == nil {
+			n.pools = append(n.pools, pool{got.PoolID, dockerapi.PoolData{AddressSpace: dockerapi.AddressSpace, Pool: got.Pool}})
+		}
 		return err
 	})
 	if err != nil {
 		return err
 	}
+	p := &n.pools[len(n.pools)-1]
 	request := func(kind dockerapi.AddressKind, want string) (netip.Addr, error) {
 		var got netip.Addr
 		err := h.ask(life, func(ctx context.Context, a *agent) error {
-			r, err := a.ipam.RequestAddress(ctx, dockerapi.RequestAddressRequest{PoolID: n.PoolID, Addr: addr(want), Kind: kind})
+			r, err := a.ipam.RequestAddress(ctx, dockerapi.RequestAddressRequest{PoolID: p.id, Addr: addr(want), Kind: kind})
 			got = r.Addr.Addr()
 			return err
 		})
-		if err != nil {
-			h.releasePool(life, n)
-		}
 		return got, err
 	}
-	if n.Gateway, err = request(dockerapi.AddressGateway, c.Gateway); err != nil {
+	if p.data.Gateway, err = request(dockerapi.AddressGateway, s.gateway); err != nil {
 		return err
 	}
-	data.Gateway = n.Gateway
 	for k, v := range c.Aux {
+		if addr(v).Is6() != six {
+			continue
+		}
 		got, err := request(dockerapi.AddressEndpoint, v)
 		if err != nil {
 			return err
 		}
-		if data.Aux == nil {
-			data.Aux = map[string]netip.Addr{}
+		if p.data.Aux == nil {
+			p.data.Aux = map[string]netip.Addr{}
 		}
-		data.Aux[k] = got
-		n.aux = append(n.aux, got)
+		p.data.Aux[k] = got
 	}
 	return nil
 }
 
-func (h *Host) releasePool(life int, n *Network) {
-	for _, addr := range append([]netip.Addr{n.Gateway}, n.aux...) {
-		if addr.IsValid() {
-			_ = h.ask(life, func(ctx context.Context, a *agent) error { return a.ipam.ReleaseAddress(ctx, n.PoolID, addr) })
+func (h *Host) releasePools(life int, n *Network) {
+	for _, p := range n.pools {
+		if p.id == "" {
+			continue
 		}
+		for _, addr := range append([]netip.Addr{p.data.Gateway}, slices.Collect(maps.Values(p.data.Aux))...) {
+			if addr.IsValid() {
+				_ = h.ask(life, func(ctx context.Context, a *agent) error { return a.ipam.ReleaseAddress(ctx, p.id, addr) })
+			}
+		}
+		_ = h.ask(life, func(ctx context.Context, a *agent) error { return a.ipam.ReleasePool(ctx, p.id) })
 	}
-	_ = h.ask(life, func(ctx context.Context, a *agent) error { return a.ipam.ReleasePool(ctx, n.PoolID) })
 }
 
 // MustCreate is NetworkCreate that fails the test.
@@ -201,14 +269,18 @@ func (h *Host) NetworkRm(name string) error {
 	}
 	delete(h.networks, name)
 	h.mu.Unlock()
-	h.releasePool(life, n)
+	h.releasePools(life, n)
 	return h.ask(life, func(ctx context.Context, a *agent) error { return a.driver.DeleteNetwork(ctx, n.ID) })
 }
 
 // Run is what the user may say at docker run.
 type Run struct {
 	IP  string
+	IP6 string
 	MAC string
+	// NoIPv6: a sysctl turns IPv6 off in the container, and an engine from 28 on asks
+	// for no IPv6 address.
+	NoIPv6 bool
 }
 
 // Run makes dockerd's calls of docker run.
@@ -228,19 +300,29 @@ func (h *Host) attach(n *Network, r Run, name string) (*Container, error) {
 			return nil, err
 		}
 	}
-	err = h.ask(life, func(ctx context.Context, a *agent) error {
-		got, err := a.ipam.RequestAddress(ctx, dockerapi.RequestAddressRequest{PoolID: n.PoolID, Addr: addr(r.IP)})
-		c.Addr = got.Addr
-		return err
-	})
-	if err != nil {
-		return nil, err
+	// If the second address is refused no engine gives the first one back.
+	for _, x := range []struct {
+		pool, want string
+		got        *netip.Prefix
+		skip       bool
+	}{{n.PoolID, r.IP, &c.Addr, false}, {n.PoolID6, r.IP6, &c.Addr6, r.NoIPv6}} {
+		if x.pool == "" || x.skip {
+			continue
+		}
+		err = h.ask(life, func(ctx context.Context, a *agent) error {
+			got, err := a.ipam.RequestAddress(ctx, dockerapi.RequestAddressRequest{PoolID: x.pool, Addr: addr(x.want)})
+			*x.got = got.Addr
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
 	if !h.keep(life, h.stored, c) {
 		return nil, ErrOff
 	}
 	err = h.ask(life, func(ctx context.Context, a *agent) error {
-		resp, err := a.driver.CreateEndpoint(ctx, dockerapi.CreateEndpointRequest{Network: n.ID, Endpoint: c.Endpoint, Addr4: c.Addr, MAC: c.MAC})
+		resp, err := a.driver.CreateEndpoint(ctx, dockerapi.CreateEndpointRequest{Network: n.ID, Endpoint: c.Endpoint, Addr4: c.Addr, Addr6: c.Addr6, MAC: c.MAC})
 		if c.MAC.IsZero() {
 			c.MAC = resp.MAC
 		}
@@ -280,17 +362,22 @@ func (h *Host) keep(life int, list map[carrick.EndpointID]*Container, c *Contain
 	return true
 }
 
-// release gives a container's address back and forgets its endpoint.
+// release gives a container's addresses back and forgets its endpoint.
 func (h *Host) release(life int, c *Container) error {
-	err := h.ask(life, func(ctx context.Context, a *agent) error {
-		return a.ipam.ReleaseAddress(ctx, c.Network.PoolID, c.Addr.Addr())
-	})
+	var errs []error
+	for _, addr := range c.Addrs() {
+		id := c.Network.PoolID
+		if addr.Is6() {
+			id = c.Network.PoolID6
+		}
+		errs = append(errs, h.ask(life, func(ctx context.Context, a *agent) error { return a.ipam.ReleaseAddress(ctx, id, addr) }))
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.off && h.life == life {
 		delete(h.stored, c.Endpoint)
 	}
-	return err
+	return errors.Join(errs...)
 }
 
 // MustRun is Run that fails the test.

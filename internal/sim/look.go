@@ -43,7 +43,7 @@ func (e eye) Containers(context.Context) (map[carrick.EndpointID]mirror.Containe
 	}
 	out := map[carrick.EndpointID]mirror.Container{}
 	for id, c := range e.h.live {
-		out[id] = mirror.Container{ID: c.name, Name: c.name, Network: c.Network.ID, Addrs: []netip.Addr{c.Addr.Addr()}, MAC: c.MAC}
+		out[id] = mirror.Container{ID: c.name, Name: c.name, Network: c.Network.ID, Addrs: c.Addrs(), MAC: c.MAC}
 	}
 	return out, nil
 }
@@ -100,7 +100,7 @@ func (h *Host) Sides() check.Host {
 	}
 	for _, c := range h.Live() {
 		out.Engine.Containers = append(out.Engine.Containers, check.Container{
-			Endpoint: c.Endpoint, Network: c.Network.ID, Name: c.name, Addrs: []netip.Addr{c.Addr.Addr()}, MAC: c.MAC,
+			Endpoint: c.Endpoint, Network: c.Network.ID, Name: c.name, Addrs: c.Addrs(), MAC: c.MAC,
 		})
 	}
 	slices.SortFunc(out.Engine.Containers, func(a, b check.Container) int {

@@ -46,6 +46,8 @@ type Options struct {
 	// Wrap makes what each life of the agent takes for its store, of the host's own
 	// client or of anything else; nil: the client itself.
 	Wrap func(*memory.Client) kvstore.Store
+	// MTU of the underlay, in bytes; 0 = 1500.
+	MTU int
 }
 
 // Host is one simulated host. Its exported parts are the real ones, of the agent
@@ -99,6 +101,9 @@ func NewHostWith(t testing.TB, server *memory.Server, o Options) *Host {
 	}
 	if h.Dir == "" {
 		h.Dir = filepath.Join(t.TempDir(), "state")
+	}
+	if o.MTU == 0 {
+		h.opts.MTU = 1500
 	}
 	h.Store = server.Client(h.Name)
 	h.Start()
