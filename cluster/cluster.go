@@ -113,6 +113,10 @@ type Cluster struct {
 	// recovering since when that is being recovered.
 	epoch      journal.Epoch
 	recovering time.Time
+	// incarnation ends when this host enters another incarnation of the store, or
+	// when a recovery of it is over.
+	incarnation    context.Context
+	endIncarnation context.CancelFunc
 	writeNum   uint32                           // incarnation that publications carry
 	removing   map[carrick.HostID]removedRecord // every removed host, as last heard
 	conflicts  map[carrick.NetworkID]string     // why a network cannot be published
@@ -152,7 +156,10 @@ func New(cfg Config) *Cluster {
 	if cfg.Uptime == nil {
 		cfg.Uptime = uptime
 	}
+	incarnation, end := context.WithCancel(context.Background())
 	return &Cluster{
+		incarnation: incarnation, endIncarnation: end,
+
 		cfg:       cfg,
 		self:      cfg.Journal.Identity().Host,
 		store:     cfg.Store,

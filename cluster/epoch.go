@@ -78,9 +78,16 @@ func (c *Cluster) sawEpoch(r epochRecord) {
 	c.setRecovering(r.Recovering)
 }
 
+// restartWatches makes every watch begin anew. It needs c.mu.
+func (c *Cluster) restartWatches() {
+	c.endIncarnation()
+	c.incarnation, c.endIncarnation = context.WithCancel(context.Background())
+}
+
 // setRecovering needs c.mu.
 func (c *Cluster) setRecovering(since time.Time) {
 	if !c.recovering.IsZero() && since.IsZero() {
+		c.restartWatches()
 		select {
 		case c.settleAgain <- struct{}{}:
 		default:
@@ -103,6 +110,9 @@ func (c *Cluster) enterEpoch(r epochRecord) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.epoch.Inc != r.Inc {
+		c.restartWatches()
+	}
 	c.epoch, c.writeNum = r.epoch(), r.Num
 	c.setRecovering(r.Recovering)
 	return nil
@@ -239,6 +249,8 @@ func (c *Cluster) watchEpoch(ctx context.Context) error {
 			return nil
 		})
 	})
+	poll := time.NewTicker(epochPoll)
+	defer poll.Stop()
 	for attempt := 0; ; {
 		again, err := c.look(ctx)
 		if ctx.Err() != nil {
@@ -266,9 +278,15 @@ func (c *Cluster) watchEpoch(ctx context.Context) error {
 		case <-wake:
 		case <-c.suspicion:
 		case <-retry:
+		case <-poll.C:
 		}
 	}
 }
+
+// epochPoll is how often the epoch is looked at without being told of a change: a
+// watch that was between two calls when the store lost its past, and whose
+// revision the store has reached again, hears nothing.
+const epochPoll = 5 * time.Second
 
 // look reads the epoch and does what it asks of this host. again means that it
 // should be looked at again soon without being told.

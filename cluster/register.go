@@ -277,24 +277,19 @@ func (c *Cluster) changedAll() {
 
 // watch calls fn with every state of a selection, the first one included, until
 // ctx ends. If fn fails the selection is read again from its beginning, after a
-// while: what fn could not use may have been replaced by then.
+// while: what fn could not use may have been replaced by then. It is read again as
+// well when this host enters another incarnation of the store: revisions of a lost
+// past say nothing, and a store that grew again may show any of them.
 func (c *Cluster) watch(ctx context.Context, sel kvstore.Selector, fn func(kvstore.View) error) error {
 	var since kvstore.Revision
 	for attempt := 0; ; {
-		v, err := c.store.Watch(ctx, sel, since)
+		past, err := c.watchOnce(ctx, sel, &since, fn)
 		if ctx.Err() != nil {
 			return nil
 		}
-		c.heard(err)
-		if err == nil && v.Revision != since {
-			if err = fn(v); err == nil {
-				since = v.Revision
-			} else {
-				since = 0
-			}
-		}
-		if ctx.Err() != nil {
-			return nil
+		if past {
+			since = 0
+			continue
 		}
 		if err != nil {
 			if attempt == 0 {
@@ -311,6 +306,31 @@ func (c *Cluster) watch(ctx context.Context, sel kvstore.Selector, fn func(kvsto
 		}
 		attempt = 0
 	}
+}
+
+// watchOnce waits for one state. past means that the store it waited for is
+// another one by now.
+func (c *Cluster) watchOnce(ctx context.Context, sel kvstore.Selector, since *kvstore.Revision, fn func(kvstore.View) error) (past bool, err error) {
+	c.mu.Lock()
+	incarnation := c.incarnation
+	c.mu.Unlock()
+	wctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(incarnation, cancel)()
+	v, err := c.store.Watch(wctx, sel, *since)
+	if incarnation.Err() != nil {
+		return true, nil
+	}
+	c.heard(err)
+	if err != nil || v.Revision == *since || ctx.Err() != nil {
+		return false, err
+	}
+	if err := fn(v); err != nil {
+		*since = 0
+		return false, err
+	}
+	*since = v.Revision
+	return false, nil
 }
 
 // Hosts returns every host of the cluster as last heard, sorted by name, and
