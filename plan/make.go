@@ -15,63 +15,63 @@ import (
 func Namespace(id carrick.NetworkID) string { return NamespacePrefix + string(id) }
 
 // Make plans one network for host me. A host holds a network while it has an
-// endpoint in it; without one the plan is that nothing exists.
+// endpoint in it; without one the plan is that nothing exists, however little is
+// known of the others.
 //
 // Facts may contradict each other for a moment, or because somebody made a
 // mistake: an address or MAC claimed twice goes to this host's own endpoint
-// first, then to the lowest host id, and the contradiction is a problem.
+// first, then to the use with the highest stamp, then to the lowest host id, and
+// the contradiction is a problem. A fenced endpoint claims nothing.
 func Make(v carrick.View, me carrick.HostID) Network {
 	n := Network{ID: v.Network.ID, Namespace: Namespace(v.Network.ID)}
-	local := v.Endpoints[me]
-	if len(local) == 0 {
+	if len(v.Endpoints[me]) == 0 {
 		return n
 	}
 	self := v.Hosts[me]
-	n.Present = true
+	n.Present, n.Partial = true, v.Partial
 	mtu := MTU(v.Network, self)
 	n.Bridge = Bridge{Name: BridgeName, MTU: mtu}
 	n.VXLAN = VXLAN{Name: VXLANName, VNI: v.Network.VNI, Port: v.Network.Port, Local: self.VTEP, MTU: mtu}
 
-	m := &maker{net: &n, addrs: map[netip.Addr]carrick.EndpointID{}, macs: map[carrick.MAC]carrick.EndpointID{}}
-	for _, e := range sorted(local) {
+	m := &maker{net: &n, addrs: map[netip.Addr]claim{}, macs: map[carrick.MAC]claim{}}
+	local := sorted(v.Endpoints[me])
+	for _, e := range local {
+		if !v.Fenced[e.ID] {
+			m.claim(claim{own: true, host: me, gen: e.Gen, ep: e.ID}, e)
+		}
+	}
+	others := m.others(v, me)
+	for _, h := range others {
+		for _, e := range h.eps {
+			m.claim(claim{host: h.ID, gen: e.Gen, ep: e.ID}, e)
+		}
+	}
+
+	for _, e := range local {
 		port := Port{
 			Endpoint: e.ID, Name: e.ID.PortName(), Outer: e.ID.OuterName(),
-			MAC: e.MAC, MTU: mtu, Create: !v.Joined[e.ID],
+			MAC: e.MAC, MTU: mtu, Create: !v.Joined[e.ID], Down: v.Fenced[e.ID],
 		}
 		n.Ports = append(n.Ports, port)
-		if m.claimMAC(e) {
+		if port.Down {
+			m.problem("endpoint %s is cut off, because its addresses may be another host's by now: it comes back if they are granted again; docker restart CONTAINER gives it others", e.ID.Short())
+			continue
+		}
+		if m.hasMAC(me, e) {
 			n.Bridged = append(n.Bridged, BridgeRow{e.MAC, port.Name})
 		}
-		m.claimAddrs(e)
+		m.hasAddrs(me, e)
 	}
-	for _, id := range slices.Sorted(maps.Keys(v.Endpoints)) {
-		if id == me || len(v.Endpoints[id]) == 0 {
-			continue
-		}
-		host, ok := v.Hosts[id]
-		switch {
-		case !ok:
-			m.problem("host %s has endpoints here and is not known yet", id)
-			continue
-		case host.VTEP.Is4() != self.VTEP.Is4():
-			m.problem("host %s has VTEP %s, which this host's %s cannot reach", host.Name, host.VTEP, self.VTEP)
-			continue
-		case host.VTEP == self.VTEP:
-			m.problem("host %s has this host's VTEP %s", host.Name, host.VTEP)
-			continue
-		}
-		if theirs := MTU(v.Network, host); theirs != mtu {
-			m.problem("MTU is %d here and %d on host %s: set one that fits all with -o mtu=%d at creation", mtu, theirs, host.Name, min(mtu, theirs))
-		}
+	for _, h := range others {
 		if v.Network.Flood {
-			n.FDB = append(n.FDB, FDBRow{VTEP: host.VTEP})
+			n.FDB = append(n.FDB, FDBRow{VTEP: h.VTEP})
 		}
-		for _, e := range sorted(v.Endpoints[id]) {
-			if m.claimMAC(e) {
-				n.FDB = append(n.FDB, FDBRow{e.MAC, host.VTEP})
+		for _, e := range h.eps {
+			if m.hasMAC(h.ID, e) {
+				n.FDB = append(n.FDB, FDBRow{e.MAC, h.VTEP})
 				n.Bridged = append(n.Bridged, BridgeRow{e.MAC, VXLANName})
 			}
-			for _, a := range m.claimAddrs(e) {
+			for _, a := range m.hasAddrs(h.ID, e) {
 				n.Neigh = append(n.Neigh, NeighRow{a, e.MAC})
 			}
 		}
@@ -97,33 +97,104 @@ func MTU(n carrick.Network, h carrick.Host) int {
 // maker tracks who has which address and MAC in the plan.
 type maker struct {
 	net   *Network
-	addrs map[netip.Addr]carrick.EndpointID
-	macs  map[carrick.MAC]carrick.EndpointID
+	addrs map[netip.Addr]claim
+	macs  map[carrick.MAC]claim
 }
 
 func (m *maker) problem(format string, args ...any) {
 	m.net.Problems = append(m.net.Problems, fmt.Sprintf(format, args...))
 }
 
-func (m *maker) claimMAC(e carrick.Endpoint) bool {
-	if holder, taken := m.macs[e.MAC]; taken {
-		m.problem("MAC %s is claimed by endpoint %s and by %s, which goes without", e.MAC, holder.Short(), e.ID.Short())
-		return false
-	}
-	m.macs[e.MAC] = e.ID
-	return true
+// other is another host that frames can be sent to.
+type other struct {
+	carrick.Host
+	eps []carrick.Endpoint
 }
 
-// claimAddrs returns the addresses of e that nobody claimed before.
-func (m *maker) claimAddrs(e carrick.Endpoint) []netip.Addr {
-	var got []netip.Addr
-	for _, a := range e.Addrs {
-		if holder, taken := m.addrs[a]; taken {
-			m.problem("address %s is claimed by endpoint %s and by %s, which goes without", a, holder.Short(), e.ID.Short())
+// others lists the hosts with endpoints here, sorted by id, without those that
+// cannot be reached, which are problems.
+func (m *maker) others(v carrick.View, me carrick.HostID) []other {
+	self := v.Hosts[me]
+	mtu := MTU(v.Network, self)
+	var out []other
+	for _, id := range slices.Sorted(maps.Keys(v.Endpoints)) {
+		if id == me || len(v.Endpoints[id]) == 0 {
 			continue
 		}
-		m.addrs[a] = e.ID
-		got = append(got, a)
+		host, ok := v.Hosts[id]
+		switch {
+		case !ok:
+			m.problem("host %s has endpoints here and is not known yet", id)
+			continue
+		case host.VTEP.Is4() != self.VTEP.Is4():
+			m.problem("host %s has VTEP %s, which this host's %s cannot reach", host.Name, host.VTEP, self.VTEP)
+			continue
+		case host.VTEP == self.VTEP:
+			m.problem("host %s has this host's VTEP %s", host.Name, host.VTEP)
+			continue
+		}
+		if theirs := MTU(v.Network, host); theirs != mtu {
+			m.problem("MTU is %d here and %d on host %s: set one that fits all with -o mtu=%d at creation", mtu, theirs, host.Name, min(mtu, theirs))
+		}
+		host.ID = id
+		out = append(out, other{host, sorted(v.Endpoints[id])})
+	}
+	return out
+}
+
+// claim is an endpoint's word that an address or a MAC is its own.
+type claim struct {
+	own  bool // this host's
+	host carrick.HostID
+	gen  carrick.Gen
+	ep   carrick.EndpointID
+	used bool // it is in the plan
+}
+
+// before says whether a claim is believed rather than another one.
+func (c claim) before(o claim) bool {
+	if c.own != o.own {
+		return c.own
+	}
+	return cmp.Or(cmp.Compare(o.gen, c.gen), cmp.Compare(c.host, o.host), cmp.Compare(c.ep, o.ep)) < 0
+}
+
+// claim enters an endpoint's claims. Once all are in, the best of each stands.
+func (m *maker) claim(c claim, e carrick.Endpoint) {
+	if old, taken := m.macs[e.MAC]; !taken || c.before(old) {
+		m.macs[e.MAC] = c
+	}
+	for _, a := range e.Addrs {
+		if old, taken := m.addrs[a]; !taken || c.before(old) {
+			m.addrs[a] = c
+		}
+	}
+}
+
+// hasMAC says whether an endpoint's claim on its MAC stands.
+func (m *maker) hasMAC(host carrick.HostID, e carrick.Endpoint) bool {
+	c := m.macs[e.MAC]
+	if c.host == host && c.ep == e.ID && !c.used {
+		c.used = true
+		m.macs[e.MAC] = c
+		return true
+	}
+	m.problem("MAC %s is claimed by endpoint %s and by %s, which goes without", e.MAC, c.ep.Short(), e.ID.Short())
+	return false
+}
+
+// hasAddrs returns the addresses of an endpoint on which its claims stand.
+func (m *maker) hasAddrs(host carrick.HostID, e carrick.Endpoint) []netip.Addr {
+	var got []netip.Addr
+	for _, a := range e.Addrs {
+		c := m.addrs[a]
+		if c.host == host && c.ep == e.ID && !c.used {
+			c.used = true
+			m.addrs[a] = c
+			got = append(got, a)
+			continue
+		}
+		m.problem("address %s is claimed by endpoint %s and by %s, which goes without", a, c.ep.Short(), e.ID.Short())
 	}
 	return got
 }

@@ -43,6 +43,9 @@ type Network struct {
 	ID        carrick.NetworkID
 	Namespace string
 	Present   bool // false: the namespace and all in it should not exist
+	// Partial: the facts were not whole. The kernel should hold this and may hold
+	// more, which is left alone. Present is true then.
+	Partial bool
 
 	Bridge Bridge
 	VXLAN  VXLAN
@@ -87,6 +90,8 @@ type Port struct {
 	// Create allows the applier to make the pair. After Join the other end is
 	// Docker's, and a missing pair is a problem to report.
 	Create bool
+	// Down: the port is cut off, and forwards nothing. The pair stays.
+	Down bool
 }
 
 // FDBRow sends frames for MAC to a VTEP. The zero MAC stands for broadcast,
@@ -118,6 +123,9 @@ func (n Network) String() string {
 		fmt.Fprintf(&b, "ip netns del %s\n", ns)
 		return b.String()
 	}
+	if n.Partial {
+		b.WriteString("# besides what may be there already:\n")
+	}
 	fmt.Fprintf(&b, "ip netns add %s\n", ns)
 	fmt.Fprintf(&b, "ip -n %s link add %s mtu %d up addrgenmode none type bridge mcast_snooping 0\n", ns, n.Bridge.Name, n.Bridge.MTU)
 	v := n.VXLAN
@@ -127,7 +135,11 @@ func (n Network) String() string {
 		if p.Create {
 			fmt.Fprintf(&b, "ip link add %s address %s mtu %d type veth peer name %s netns %s\n", p.Outer, p.MAC, p.MTU, p.Name, ns)
 		}
-		fmt.Fprintf(&b, "ip -n %s link set %s master %s mtu %d up alias %s\n", ns, p.Name, n.Bridge.Name, p.MTU, p.Endpoint)
+		state := "up"
+		if p.Down {
+			state = "down"
+		}
+		fmt.Fprintf(&b, "ip -n %s link set %s master %s mtu %d %s alias %s\n", ns, p.Name, n.Bridge.Name, p.MTU, state, p.Endpoint)
 		fmt.Fprintf(&b, "bridge -n %s link set dev %s learning off flood off\n", ns, p.Name)
 	}
 	for _, r := range n.Bridged {

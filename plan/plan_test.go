@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -45,6 +46,7 @@ func view() carrick.View {
 			h3: {ep("c1", 4242, "10.42.0.130")},
 		},
 		Joined: map[carrick.EndpointID]bool{},
+		Fenced: map[carrick.EndpointID]bool{},
 	}
 }
 
@@ -78,7 +80,33 @@ func TestPlans(t *testing.T) {
 			v.Endpoints[h2][0].Addrs = v.Endpoints[h1][0].Addrs
 			v.Endpoints[h3][0].MAC = v.Endpoints[h2][1].MAC
 		},
-		"user-mac": func(v *carrick.View) { v.Endpoints[h2][0].MAC = carrick.MAC{2, 0, 0, 0, 0, 7} },
+		// The later use of an address is believed, whoever says so and in whatever
+		// order.
+		"later-use": func(v *carrick.View) {
+			old, late := &v.Endpoints[h2][0], &v.Endpoints[h3][0]
+			old.Gen, late.Gen = carrick.MakeGen(1, 7), carrick.MakeGen(1, 8)
+			late.Addrs, late.MAC = old.Addrs, old.MAC
+		},
+		"later-incarnation": func(v *carrick.View) {
+			old, late := &v.Endpoints[h3][0], &v.Endpoints[h2][0]
+			old.Gen, late.Gen = carrick.MakeGen(1, 70), carrick.MakeGen(2, 8)
+			late.Addrs, late.MAC = old.Addrs, old.MAC
+		},
+		// A host believes what runs on it.
+		"own-use": func(v *carrick.View) {
+			own, late := &v.Endpoints[h1][0], &v.Endpoints[h3][0]
+			own.Gen, late.Gen = carrick.MakeGen(1, 7), carrick.MakeGen(1, 8)
+			late.Addrs, late.MAC = own.Addrs, own.MAC
+		},
+		// Unless it was removed from the cluster meanwhile.
+		"fenced": func(v *carrick.View) {
+			own, late := &v.Endpoints[h1][0], &v.Endpoints[h3][0]
+			late.Addrs, late.MAC = own.Addrs, own.MAC
+			v.Fenced = map[carrick.EndpointID]bool{own.ID: true}
+		},
+		"partial":          func(v *carrick.View) { v.Partial = true; delete(v.Endpoints, h3) },
+		"partial-and-gone": func(v *carrick.View) { v.Partial = true; delete(v.Endpoints, h1) },
+		"user-mac":         func(v *carrick.View) { v.Endpoints[h2][0].MAC = carrick.MAC{2, 0, 0, 0, 0, 7} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -133,6 +161,10 @@ func TestContradictionsNeverReachTheKernel(t *testing.T) {
 				if r.IntN(2) == 0 {
 					eps[i].MAC = carrick.MAC{2, 0, 0, 0, 0, byte(r.IntN(3))}
 				}
+				eps[i].Gen = carrick.MakeGen(1, uint64(r.IntN(3)))
+				if r.IntN(4) == 0 {
+					v.Fenced[eps[i].ID] = true
+				}
 				if r.IntN(2) == 0 {
 					eps[i].Addrs = []netip.Addr{netip.AddrFrom4([4]byte{10, 42, 0, byte(r.IntN(3))})}
 				}
@@ -151,6 +183,28 @@ func TestContradictionsNeverReachTheKernel(t *testing.T) {
 				t.Fatalf("%s has two neighbour rows:\n%s", row.Addr, n)
 			}
 			addrs[row.Addr] = true
+		}
+		for _, row := range n.Neigh {
+			for _, e := range v.Endpoints[h1] {
+				if slices.Contains(e.Addrs, row.Addr) && !v.Fenced[e.ID] {
+					t.Fatalf("%s is this host's own and is looked for elsewhere:\n%s", row.Addr, n)
+				}
+			}
+			best := carrick.Gen(0)
+			held := carrick.Gen(0)
+			for _, h := range []carrick.HostID{h2, h3} {
+				for _, e := range v.Endpoints[h] {
+					if slices.Contains(e.Addrs, row.Addr) {
+						best = max(best, e.Gen)
+						if e.MAC == row.MAC {
+							held = max(held, e.Gen)
+						}
+					}
+				}
+			}
+			if held != best {
+				t.Fatalf("%s is behind %s, of a use at %d before one at %d:\n%s", row.Addr, row.MAC, held, best, n)
+			}
 		}
 	}
 }
