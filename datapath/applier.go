@@ -59,9 +59,10 @@ func newApplier(o *Overlay, id carrick.NetworkID) *Applier {
 	return a
 }
 
-// Apply makes the kernel hold want and nothing else of this network. It is
-// idempotent: with an equal plan, and no resync queued, it sends nothing. It
-// keeps want's slices, which must not be modified afterwards.
+// Apply makes the kernel hold want and nothing else of this network; of a partial
+// plan, want and whatever else was found. It is idempotent: with an equal plan,
+// and no resync queued, it sends nothing. It keeps want's slices, which must not
+// be modified afterwards.
 //
 // The report is valid even with an error. The error is about the network as a
 // whole: whenever the kernel does not hold what want says outside of single
@@ -74,6 +75,11 @@ func (a *Applier) Apply(ctx context.Context, want plan.Network) (Report, error) 
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.last != nil && a.last.Partial && !want.Partial {
+		// What was left alone is looked at now. That it goes is nobody's doing.
+		a.applied = nil
+		a.QueueResync("the facts are whole")
+	}
 	a.last = &want
 	return a.apply(ctx, want)
 }
@@ -85,6 +91,9 @@ func (a *Applier) check(want plan.Network) error {
 		return fmt.Errorf("the plan is for network %q in namespace %q", want.ID, want.Namespace)
 	}
 	if !want.Present {
+		if want.Partial {
+			return errors.New("the plan is that nothing exists, and partial")
+		}
 		return nil
 	}
 	v := want.VXLAN

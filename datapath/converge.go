@@ -136,6 +136,9 @@ func (r *run) read() error {
 // strangers removes links that nobody planned: those that are neither our
 // devices nor veths.
 func (r *run) strangers() {
+	if r.want.Partial {
+		return
+	}
 	for _, l := range r.a.links.sorted() {
 		switch {
 		case l.Name == r.want.Bridge.Name && l.Kind == nl.KindBridge:
@@ -299,7 +302,7 @@ func (r *run) tables() error {
 		byPort[p.Name] = p
 		usable(p.Name)
 	}
-	res, err := r.a.rows.Apply(r.ctx, r.a.h, dev, fdb.Rows{FDB: r.want.FDB, Bridged: r.want.Bridged, Neigh: r.want.Neigh})
+	res, err := r.a.rows.Apply(r.ctx, r.a.h, dev, fdb.Rows{FDB: r.want.FDB, Bridged: r.want.Bridged, Neigh: r.want.Neigh, Partial: r.want.Partial})
 	r.rep.Changes.rows(res.Changes)
 	if r.a.applied != nil {
 		r.rep.Drift.rows(res.Drift)
@@ -315,7 +318,9 @@ func (r *run) tables() error {
 }
 
 // unwanted lists the veths that are no endpoint's. The tables forget their rows:
-// the kernel drops them with the port.
+// the kernel drops them with the port. A partial plan lacks the ports of those
+// endpoints for sure that an earlier one had; of others found here nothing is
+// known.
 func (r *run) unwanted() []*nl.Link {
 	planned := make(map[string]bool, len(r.want.Ports))
 	for _, p := range r.want.Ports {
@@ -323,12 +328,21 @@ func (r *run) unwanted() []*nl.Link {
 	}
 	var out []*nl.Link
 	for _, l := range r.a.links.sorted() {
-		if l.Kind == nl.KindVeth && !planned[l.Name] {
+		if l.Kind == nl.KindVeth && !planned[l.Name] && (!r.want.Partial || r.planned(l.Name)) {
 			out = append(out, l)
 			r.a.rows.Gone(l.Name, false)
 		}
 	}
 	return out
+}
+
+// planned says whether the plan before this one had a port.
+func (r *run) planned(name string) bool {
+	if r.a.applied == nil {
+		return false
+	}
+	_, ok := r.a.applied.ports[name]
+	return ok
 }
 
 func (r *run) removePorts(old []*nl.Link) error {
@@ -340,10 +354,8 @@ func (r *run) removePorts(old []*nl.Link) error {
 		}
 		r.rep.Changes.Links++
 		// What the last plan asked for went with the plan.
-		if a := r.a.applied; r.rep.Resync != "" && a != nil {
-			if _, was := a.ports[l.Name]; !was {
-				r.rep.Drift.Links++
-			}
+		if r.rep.Resync != "" && r.a.applied != nil && !r.planned(l.Name) {
+			r.rep.Drift.Links++
 		}
 	}
 	return errors.Join(errs...)

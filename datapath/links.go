@@ -62,6 +62,7 @@ type shape struct {
 	mtu    int
 	master nl.Ref // the zero Ref: none
 	alias  string
+	down   bool
 }
 
 // minMTU6 is IPv6's least MTU (RFC 8200 §5). The kernel takes IPv6 off a link
@@ -123,7 +124,10 @@ func (r *run) settle(l *nl.Link, want shape) (changed bool, err error) {
 			l.Port = &p
 		}
 	}
-	if !l.Up {
+	if want.down && l.Up {
+		return true, r.down(l)
+	}
+	if !want.down && !l.Up {
 		changed = true
 		if err := r.set(nl.SetLink{Link: l.Ref, Up: nl.On}); err != nil {
 			return true, err

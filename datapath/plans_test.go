@@ -32,6 +32,7 @@ func ip4(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}) 
 // spec is a plan in a few words.
 type spec struct {
 	local  []int            // endpoints here
+	down   []int            // those of them that are cut off
 	remote map[int][]string // endpoints there, with their VTEP
 	vni    carrick.VNI
 	port   uint16
@@ -64,8 +65,11 @@ func (s spec) plan() plan.Network {
 	}
 	for _, i := range s.local {
 		e := endpoint(i)
-		n.Ports = append(n.Ports, plan.Port{Endpoint: e, Name: e.PortName(), Outer: e.OuterName(), MAC: s.macOf(i), MTU: s.mtu, Create: true})
-		n.Bridged = append(n.Bridged, plan.BridgeRow{MAC: s.macOf(i), Port: e.PortName()})
+		down := slices.Contains(s.down, i)
+		n.Ports = append(n.Ports, plan.Port{Endpoint: e, Name: e.PortName(), Outer: e.OuterName(), MAC: s.macOf(i), MTU: s.mtu, Create: true, Down: down})
+		if !down {
+			n.Bridged = append(n.Bridged, plan.BridgeRow{MAC: s.macOf(i), Port: e.PortName()})
+		}
 	}
 	hosts := map[string]bool{}
 	for i := range 100 {
@@ -105,6 +109,8 @@ func plans() map[string]plan.Network {
 		"other VTEP":       spec{local: []int{1, 2}, remote: far, flood: true, vtep: "192.0.2.9"}.plan(),
 		"IPv6 underlay":    spec{local: []int{1, 2}, remote: six, flood: true, vtep: "2001:db8::1"}.plan(),
 		"other containers": spec{local: []int{2, 3}, remote: map[int][]string{11: {"192.0.2.3"}, 1: {"192.0.2.2"}}, flood: true}.plan(),
+		"one cut off":      spec{local: []int{1, 2}, down: []int{1}, remote: far, flood: true}.plan(),
+		"all cut off":      spec{local: []int{1, 2}, down: []int{1, 2}, remote: map[int][]string{1: {"192.0.2.2"}}, flood: true}.plan(),
 		"other MACs": spec{local: []int{1, 2}, remote: far, flood: true, macOf: func(i int) carrick.MAC {
 			return carrick.MAC{2, 1, 10, 0, 0, byte(i)}
 		}}.plan(),

@@ -57,7 +57,7 @@ func (r *run) port(br nl.Ref, p plan.Port, aliased *nl.Link) error {
 	}
 	before.Create = p.Create
 	was = was && before == p
-	changed, err := r.settle(l, shape{name: p.Name, mtu: p.MTU, master: br, alias: string(p.Endpoint)})
+	changed, err := r.settle(l, shape{name: p.Name, mtu: p.MTU, master: br, alias: string(p.Endpoint), down: p.Down})
 	if err == nil && !made && (r.rep.Resync != "" || !was) {
 		var far bool
 		far, err = r.outer(l, p)

@@ -159,7 +159,7 @@ func TestOwnChangesQueueNoResync(t *testing.T) {
 		h := newHost(t)
 		all := plans()
 		h.apply(all["alone"])
-		for _, name := range sortedNames(all) {
+		for _, name := range append(sortedNames(all), "alone", "one cut off", "alone", "all cut off", "one container") {
 			if name == "absent" {
 				continue
 			}

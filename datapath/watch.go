@@ -72,14 +72,22 @@ func (a *Applier) look(ev nl.Events, batch []nl.LinkEvent, err error) (reason st
 // that is not known, the last event alone counts: the ones before are steps on
 // the way, or of a link that a reading since then has shown to be gone. Of
 // others each counts, since a device that went down and up again has lost rows.
+// Of a link that we left down even the last one may be of before our last change,
+// since the kernel tells nothing of a link that is down but that it went up.
 func (a *Applier) judge(batch []nl.LinkEvent, touched map[int]bool) string {
 	last := map[int]int{}
 	for i, e := range batch {
 		last[e.Link.Index] = i
 	}
 	for i, e := range batch {
-		known := a.links != nil && a.links.byIndex[e.Link.Index] != nil
-		if (touched[e.Link.Index] || !known) && last[e.Link.Index] != i {
+		var known *nl.Link
+		if a.links != nil {
+			known = a.links.byIndex[e.Link.Index]
+		}
+		if (touched[e.Link.Index] || known == nil) && last[e.Link.Index] != i {
+			continue
+		}
+		if touched[e.Link.Index] && known != nil && !known.Up && !e.Gone && (e.PortOnly || !e.Link.Up) {
 			continue
 		}
 		if reason := a.strange(e); reason != "" {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/plan"
 )
 
@@ -111,6 +113,44 @@ func merge[R comparable](have, want []R, order func(a, b R) int) (set, del []R) 
 		}
 	}
 	return append(set, want[j:]...), append(del, have[i:]...)
+}
+
+// over lays wanted tables over those there are: a row gives way to one of its key.
+func over(have, want tables) tables {
+	return tables{
+		fdb:     cover(have.fdb, want.fdb, orderFDB),
+		bridged: cover(have.bridged, want.bridged, orderBridged),
+		neigh:   cover(have.neigh, want.neigh, orderNeigh),
+	}
+}
+
+func cover[R comparable](have, want []R, order func(a, b R) int) []R {
+	var left []R
+	for _, r := range have {
+		if _, found := slices.BinarySearchFunc(want, r, order); !found {
+			left = append(left, r)
+		}
+	}
+	if len(left) == 0 {
+		return want
+	}
+	out := append(left, want...)
+	slices.SortFunc(out, order)
+	return out
+}
+
+// has says whether there are rows of the key that a removal names.
+func (t tables) has(c nl.Change) bool {
+	ok := false
+	switch c := c.(type) {
+	case nl.DelFDB:
+		_, ok = slices.BinarySearchFunc(t.fdb, c.MAC, func(r plan.FDBRow, m carrick.MAC) int { return bytes.Compare(r.MAC[:], m[:]) })
+	case nl.DelBridged:
+		_, ok = slices.BinarySearchFunc(t.bridged, plan.BridgeRow{MAC: c.MAC}, orderBridged)
+	case nl.DelNeigh:
+		_, ok = slices.BinarySearchFunc(t.neigh, plan.NeighRow{Addr: c.Addr}, orderNeigh)
+	}
+	return ok
 }
 
 // distance counts the rows in which two states differ.

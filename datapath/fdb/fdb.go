@@ -19,6 +19,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/plan"
@@ -30,6 +31,8 @@ type Rows struct {
 	FDB     []plan.FDBRow
 	Bridged []plan.BridgeRow
 	Neigh   []plan.NeighRow
+	// Partial: what the tables hold besides, under other keys, stays.
+	Partial bool
 }
 
 // Devices says where rows can be written. Rows for devices that are not there
@@ -98,8 +101,8 @@ func (t *Tables) Gone(port string, vxlan bool) {
 }
 
 // Apply makes the kernel hold want, and of what it held before removes what is
-// not wanted: rows that do not age, in the namespace's own tables. Dynamic rows
-// are left alone unless they are in the way of a wanted one.
+// not wanted, unless want is partial: rows that do not age, in the namespace's own
+// tables. Dynamic rows are left alone unless they are in the way of a wanted one.
 //
 // Additions are sent before removals, so that a MAC that moves is never
 // without a row. The error joins all that failed; the rest was done. The rows'
@@ -122,6 +125,10 @@ func (t *Tables) Apply(ctx context.Context, h nl.Handle, dev Devices, want Rows)
 	}
 
 	add, del := difference(t.have, next, dev)
+	if want.Partial {
+		clear = slices.DeleteFunc(clear, func(c nl.Change) bool { return !next.has(c) })
+		del, next = nil, over(t.have, next)
+	}
 	err := send(ctx, h, &res, append(append(clear, add...), del...))
 	if err != nil || res.Stale {
 		t.resync = true

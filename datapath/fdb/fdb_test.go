@@ -235,6 +235,65 @@ func TestDamageIsRepairedAndCountedAtAResync(t *testing.T) {
 
 func ptr[T any](v T) *T { return &v }
 
+// Of rows that are not whole nothing is removed that they do not name, however
+// odd, and what they name is put right.
+func TestPartialRowsAreOnlyAdded(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	n.apply(t, someRows())
+	vx, p1, br := n.dev.VXLAN.Index, n.dev.Ports["p1"].Index, n.k.Ref(space, "br0").Index
+	odd := func(i int) {
+		n.k.AddNeigh(space, nl.Neighbour{Link: vx, Addr: addr(fmt.Sprintf("10.0.0.%d", i)), MAC: mac(i), State: nl.StateNoARP})
+		n.k.AddFDB(space,
+			nl.FDBEntry{Link: p1, MAC: mac(i), Of: br, State: nl.StateNoARP, Odd: true},
+			nl.FDBEntry{Link: vx, MAC: mac(i), VTEP: addr("192.0.2.66"), Self: true, State: nl.StatePermanent, Odd: true})
+	}
+	odd(7)
+	odd(8)
+	stranger := n.rows()
+	n.t = fdb.New()
+	few := fdb.Rows{
+		FDB:     []plan.FDBRow{behind(carrick.MAC{}, "192.0.2.4"), behind(mac(3), "192.0.2.4"), behind(mac(8), "192.0.2.4")},
+		Bridged: []plan.BridgeRow{at(mac(1), "p2"), at(mac(8), "vxlan0")},
+		Neigh:   []plan.NeighRow{has("10.0.0.4", mac(3)), has("10.0.0.8", mac(8))},
+		Partial: true,
+	}
+	res := n.apply(t, few)
+	// One row of each table is written anew, one over another, and the odd ones of
+	// what is named are removed first.
+	if want := (fdb.Counts{FDB: 4, Bridged: 3, Neigh: 3}); res.Changes != want {
+		t.Errorf("%+v, want %+v", res.Changes, want)
+	}
+	got := n.rows()
+	for line := range strings.Lines(stranger) {
+		named := strings.Contains(line, mac(8).String()) || strings.Contains(line, mac(3).String()+" dev vxlan0 dst") ||
+			strings.Contains(line, mac(1).String()) || strings.Contains(line, " 10.0.0.4 ")
+		if named == strings.Contains(got, line) {
+			t.Errorf("named %v: %s", named, line)
+		}
+	}
+	for _, want := range []string{
+		mac(8).String() + " dev vxlan0 master static", mac(8).String() + " dev vxlan0 dst 192.0.2.4", "10.0.0.8 lladdr " + mac(8).String() + " dev vxlan0 nud permanent",
+		mac(1).String() + " dev p2", mac(3).String() + " dev vxlan0 dst 192.0.2.4", "10.0.0.4 lladdr " + mac(3).String(), "00:00:00:00:00:00 dev vxlan0 dst 192.0.2.4",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("missing: %s in\n%s", want, got)
+		}
+	}
+	if res := n.apply(t, few); res.Changes.Total() != 0 {
+		t.Errorf("again: %+v", res.Changes)
+	}
+	n.t.QueueResync()
+	if res := n.apply(t, few); res.Changes.Total() != 0 || res.Drift.Total() != 0 {
+		t.Errorf("read again: %+v", res)
+	}
+	n.t.QueueResync()
+	n.apply(t, someRows())
+	if got := n.rows(); got != someText {
+		t.Errorf("whole:\n%s", got)
+	}
+}
+
 func TestRowsThatAreNotOursStay(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)

@@ -122,6 +122,9 @@ func (k *Kernel) dumpLink(n string, l *link) []string {
 		if o.in != k.host {
 			where = " -n " + o.in.name
 		}
+		if !l.Up {
+			state += " down"
+		}
 		gen := "" // a plan does not say it of a port, so only its absence is printed
 		if !l.NoAddrGen {
 			gen = " addrgenmode eui64"

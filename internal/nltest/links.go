@@ -175,6 +175,9 @@ func (s *space) setLink(c nl.SetLink, fail failFunc) error {
 	if l == nil {
 		return fail(enodev, "")
 	}
+	// Of a link that is down and stays down, flags and alias change in silence
+	// (netdev_state_change).
+	told := l.Up || c.Up == nl.On || c.MTU != 0 || !c.MAC.IsZero() || c.Rename != "" || c.Master != nil
 	// The order is the kernel's: a bridge port's flags before its master.
 	if c.Port != nil {
 		if l.Master == 0 {
@@ -233,7 +236,9 @@ func (s *space) setLink(c nl.SetLink, fail failFunc) error {
 		}
 		l.NoAddrGen = true
 	}
-	l.emit()
+	if told {
+		l.emit()
+	}
 	return nil
 }
 
