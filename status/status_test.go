@@ -334,7 +334,7 @@ func TestWeb(t *testing.T) {
 		{fake{}, "/healthz", 200, []string{`"ok":true`}},
 		{fake{problems: []string{"store away"}}, "/healthz", 503, []string{"store away"}},
 		{fake{err: errors.New("boom")}, "/healthz", 503, []string{"boom"}},
-		{fake{problems: []string{"<script>"}}, "/", 200, []string{"carrick on h1", "&lt;app&gt;", "&lt;script&gt;", "10.42.0.0/16"}},
+		{fake{problems: []string{"<script>"}}, "/", 200, []string{"carrick on h1", "&lt;app&gt;", "&lt;script&gt;", "10.42.0.0/16", `<span class="ok">alive</span>`}},
 		{fake{err: errors.New("boom")}, "/", 200, []string{"boom"}},
 		{fake{}, "/metrics", 200, []string{`carrick_plugin_call_seconds_count{method="NetworkDriver.Join",result="error"} 1`, `carrick_drift_total{kind="fdb"} 1`, "carrick_store_up 0", `carrick_info{version="v1"} 1`,
 			"carrick_recovery 1", "carrick_fenced 0", "carrick_cut_endpoints 1", "carrick_conflicts 0",

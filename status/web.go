@@ -21,7 +21,10 @@ func Web(src Source, reg *prometheus.Registry) http.Handler {
 	return mux
 }
 
-// healthz answers 200 while nothing needs attention, else 503 with what does.
+// healthz answers 200 while nothing needs attention, else 503 with what does: the
+// problems of carrick status. It is about this host as a part of the cluster, not
+// about the process: an agent that answers 503 is alive, and nothing gets better
+// by restarting it.
 func healthz(w http.ResponseWriter, r *http.Request, src Source) {
 	ctx, cancel := context.WithTimeout(r.Context(), apiTimeout)
 	defer cancel()
@@ -93,9 +96,9 @@ version {{.Status.Version}}</p>
 {{range .Status.Problems}}<p class="bad">{{.}}</p>{{else}}<p class="ok">Nothing needs attention.</p>{{end}}
 {{range .Errors}}<p class="bad">{{.}}</p>{{end}}
 <h2>Networks</h2><table><tr><th>name</th><th>subnet</th><th>VNI</th><th>tenant</th><th>mode</th><th>id</th></tr>
-{{range .Networks}}<tr><td>{{.Name}}</td><td><code>{{.Subnet}}</code></td><td>{{.VNI}}</td><td>{{.Tenant}}</td><td>{{.Mode}}</td><td><code>{{.ID}}</code></td></tr>{{end}}</table>
-<h2>Hosts</h2><table><tr><th>name</th><th>VTEP</th><th>alive</th><th>version</th></tr>
-{{range .Nodes}}<tr><td>{{.Name}}{{if .Self}} (this one){{end}}</td><td><code>{{.VTEP}}</code></td><td>{{if .Alive}}<span class="ok">yes</span>{{else}}<span class="bad">no</span>{{end}}</td><td>{{.Version}}</td></tr>{{end}}</table>
+{{range .Networks}}<tr><td>{{.Name}}</td><td><code>{{range .Pools}}{{.Prefix}} {{else}}{{.Subnet}}{{end}}</code></td><td>{{.VNI}}</td><td>{{.Tenant}}</td><td>{{.Mode}}</td><td><code>{{.ID}}</code></td></tr>{{end}}</table>
+<h2>Hosts</h2><table><tr><th>name</th><th>VTEP</th><th>state</th><th>version</th></tr>
+{{range .Nodes}}<tr><td>{{.Name}}{{if .Self}} (this one){{end}}</td><td><code>{{.VTEP}}</code></td><td><span class="{{if eq .State "alive"}}ok{{else}}bad{{end}}">{{.State}}{{if .Awaited}}, waited for{{end}}</span></td><td>{{.Version}}</td></tr>{{end}}</table>
 <h2>Endpoints</h2><table><tr><th>network</th><th>address</th><th>MAC</th><th>host</th><th>container</th></tr>
 {{range .Endpoints}}<tr><td>{{.NetName}}</td><td><code>{{range .Addrs}}{{.}} {{end}}</code></td><td><code>{{.MAC}}</code></td><td>{{.Host}}</td><td>{{.Container}}{{with .Error}} <span class="bad">{{.}}</span>{{end}}</td></tr>{{end}}</table>
 </body></html>
