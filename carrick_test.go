@@ -101,6 +101,76 @@ func TestReserved(t *testing.T) {
 	}
 }
 
+func TestLastAddr(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]string{
+		"10.42.0.0/16": "10.42.255.255", "10.42.0.4/30": "10.42.0.7", "10.42.0.0/31": "10.42.0.1", "10.42.0.9/32": "10.42.0.9", "0.0.0.0/0": "255.255.255.255",
+		"10.128.0.0/9": "10.255.255.255", "fd00:42::/64": "fd00:42::ffff:ffff:ffff:ffff", "fd00::40/122": "fd00::7f", "fd00::/126": "fd00::3",
+		"fd00::1/128": "fd00::1", "::/0": "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "2001:db8::/29": "2001:dbf:ffff:ffff:ffff:ffff:ffff:ffff",
+	} {
+		if got := carrick.LastAddr(netip.MustParsePrefix(s)); got.String() != want {
+			t.Errorf("%s ends at %s, want %s", s, got, want)
+		}
+	}
+}
+
+// What is counted is what there is, one by one.
+func TestUsable(t *testing.T) {
+	t.Parallel()
+	addr, prefix := netip.MustParseAddr, netip.MustParsePrefix
+	for _, p := range []carrick.Pool{
+		{Prefix: prefix("10.42.0.0/28"), Gateway: addr("10.42.0.1"), Block: 30},
+		{Prefix: prefix("10.42.0.0/28"), Gateway: addr("10.42.0.15"), Block: 30, Aux: map[string]netip.Addr{"a": addr("10.42.0.5"), "b": addr("10.42.0.5"), "c": addr("10.42.0.0")}},
+		{Prefix: prefix("10.42.0.0/28"), Range: prefix("10.42.0.8/29"), Gateway: addr("10.42.0.9"), Block: 30},
+		{Prefix: prefix("10.42.0.0/28"), Range: prefix("10.42.0.6/31"), Gateway: addr("10.42.0.7"), Block: 30},
+		{Prefix: prefix("10.42.0.0/30"), Block: 31},
+		{Prefix: prefix("fd00::/124"), Gateway: addr("fd00::1"), Block: 126, Aux: map[string]netip.Addr{"a": addr("fd00::f"), "b": addr("fd00::1")}},
+		{Prefix: prefix("fd00::/124"), Range: prefix("fd00::8/126"), Gateway: addr("fd00::"), Block: 125},
+		{Prefix: prefix("fd00::/126"), Gateway: addr("fd00::1"), Block: 126},
+	} {
+		for a := p.Prefix.Addr(); p.Prefix.Contains(a); a = a.Next() {
+			for _, b := range []netip.Prefix{p.BlockOf(a), netip.PrefixFrom(a, a.BitLen())} {
+				want := 0
+				for x := b.Addr(); b.Contains(x); x = x.Next() {
+					if p.Allocatable(x) {
+						want++
+					}
+				}
+				if got := p.Usable(b); got != want {
+					t.Errorf("%+v: %s has %d usable addresses, want %d", p, b, got, want)
+				}
+			}
+		}
+	}
+}
+
+func TestPoolsOfANetwork(t *testing.T) {
+	t.Parallel()
+	four := carrick.Pool{Prefix: netip.MustParsePrefix("10.42.0.0/16"), Block: 26}
+	six := carrick.Pool{Prefix: netip.MustParsePrefix("fd00:42::/64"), Block: 122}
+	huge := carrick.Pool{Prefix: netip.MustParsePrefix("fd00:42::/64"), Block: 64}
+	mapped := carrick.Pool{Prefix: netip.MustParsePrefix("::ffff:10.0.0.0/112"), Block: 122}
+	for _, tt := range []struct {
+		pools []carrick.Pool
+		ok    bool
+	}{
+		{[]carrick.Pool{four}, true}, {[]carrick.Pool{six}, true}, {[]carrick.Pool{four, six}, true},
+		{nil, false}, {[]carrick.Pool{six, four}, false}, {[]carrick.Pool{four, four}, false}, {[]carrick.Pool{four, six, six}, false},
+		{[]carrick.Pool{huge}, false}, {[]carrick.Pool{mapped}, false}, {[]carrick.Pool{four, {}}, false},
+	} {
+		if err := carrick.ValidatePools(tt.pools); (err == nil) != tt.ok {
+			t.Errorf("pools %q: %v", carrick.Subnets(tt.pools), err)
+		}
+	}
+	n := carrick.Network{Pools: []carrick.Pool{four, six}}
+	if p, ok := n.Pool(carrick.IPv6); !ok || p.Prefix != six.Prefix || n.Subnets() != "10.42.0.0/16 and fd00:42::/64" || !n.HasPrefix(four.Prefix) {
+		t.Errorf("%s: %+v %v", n.Subnets(), p, ok)
+	}
+	if _, ok := (carrick.Network{Pools: []carrick.Pool{six}}).Pool(carrick.IPv4); ok {
+		t.Error("a network of IPv6 has an IPv4 pool")
+	}
+}
+
 func TestDeviceNamesFitTheKernel(t *testing.T) {
 	t.Parallel()
 	id := carrick.EndpointID(strings.Repeat("0123456789abcdef", 4))

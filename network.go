@@ -198,13 +198,18 @@ func (p Pool) Usable(block netip.Prefix) int {
 	if r.Bits() > block.Bits() {
 		block = r
 	}
-	reserved := []netip.Addr{p.Prefix.Addr(), LastAddr(p.Prefix), p.Gateway}
-	for _, a := range p.Aux {
-		reserved = append(reserved, a)
-	}
 	n := 1 << (block.Addr().BitLen() - block.Bits())
-	for i, a := range reserved {
-		if block.Contains(a) && !slices.Contains(reserved[:i], a) && p.Reserved(a) != "" {
+	first, last := p.Prefix.Addr(), LastAddr(p.Prefix)
+	for i, a := range [...]netip.Addr{first, last, p.Gateway} {
+		again := i > 0 && a == first || i > 1 && a == last
+		if !again && block.Contains(a) && p.Reserved(a) != "" {
+			n--
+		}
+	}
+	var seen []netip.Addr
+	for _, a := range p.Aux {
+		if a != first && a != last && a != p.Gateway && block.Contains(a) && !slices.Contains(seen, a) {
+			seen = append(seen, a)
 			n--
 		}
 	}
@@ -213,12 +218,18 @@ func (p Pool) Usable(block netip.Prefix) int {
 
 // LastAddr returns the highest address of a prefix.
 func LastAddr(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 1 << (7 - i%8)
+	b, bits := p.Addr().As16(), p.Bits()
+	if p.Addr().Is4() {
+		bits += 96
 	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
+	for i := bits / 8; i < len(b); i++ {
+		b[i] |= 0xff >> max(bits-8*i, 0)
+	}
+	last := netip.AddrFrom16(b)
+	if p.Addr().Is4() {
+		last = last.Unmap()
+	}
+	return last
 }
 
 // Host is a machine with an engine and an agent, as the cluster sees it.
