@@ -18,6 +18,9 @@ import (
 var (
 	// ErrAlive: the host to be removed has renewed its lease.
 	ErrAlive = errors.New("host is alive")
+	// ErrFenced: this host was removed, or could not renew its lease for longer than
+	// its grace allows, and may not give out addresses until it has regained its own.
+	ErrFenced = errors.New("this host is fenced: it has not regained its addresses (carrick status)")
 	// ErrUnknownHost: no such host.
 	ErrUnknownHost = errors.New("no such host")
 )
@@ -226,6 +229,7 @@ func (c *Cluster) purge(ctx context.Context, id carrick.HostID, out *Removed) er
 		r.Done = true
 		t.Version(keyRemoved(id), ver)
 		put(t, &encErr, keyRemoved(id), &r)
+		t.Delete(resident(prefixAsksOf(id)))
 		for i, e := range v.Entries {
 			if i == blocksPerTxn {
 				break // whoever asks a host that is gone withdraws it
@@ -324,7 +328,7 @@ func (c *Cluster) purgeNetwork(ctx context.Context, n carrick.Network, id carric
 func (c *Cluster) watchRemoved(ctx context.Context) error {
 	wake := make(chan struct{}, 1)
 	c.spawn(func() error {
-		return c.watch(ctx, kvstore.Under(prefixRemoved), func(v kvstore.View) error {
+		return c.watchUnder(ctx, prefixRemoved, func(v kvstore.View) error {
 			removed := map[carrick.HostID]removedRecord{}
 			for _, e := range v.Entries {
 				if r, err := decode[removedRecord](e.Key, e.Value); err == nil {

@@ -53,6 +53,9 @@ func (at poolOf) record(n journal.Network, known bool) (journal.Network, carrick
 }
 
 func (at poolOf) within(tx *journal.Tx) (journal.Network, carrick.Pool, error) {
+	if tx.Meta().Fenced {
+		return journal.Network{}, carrick.Pool{}, cluster.ErrFenced
+	}
 	n, ok := tx.Network(at.network)
 	return at.record(n, ok)
 }
