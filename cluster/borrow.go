@@ -115,6 +115,7 @@ func (c *Cluster) askOne(ctx context.Context, owner carrick.HostID, n carrick.Ne
 	}
 	defer c.pend(n.ID, netip.Prefix{})()
 	q.ID = string(carrick.NewHostID())
+	defer c.asking(q.ID)()
 	if err := c.writeAsks(ctx, owner, func(asks []ask) []ask { return append(asks, q) }); err != nil {
 		return netip.Addr{}, fmt.Errorf("ask host %s for an address: %w", name, err)
 	}
@@ -154,6 +155,48 @@ func (c *Cluster) askOne(ctx context.Context, owner carrick.HostID, n carrick.Ne
 	}
 	c.log.Debug("address borrowed", "network", n.Label(), "addr", a.Addr, "owner", name)
 	return a.Addr, nil
+}
+
+// asking keeps clearAsks from a question until the returned function is called.
+func (c *Cluster) asking(id string) (done func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked[id] = true
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.asked, id)
+	}
+}
+
+// clearAsks withdraws this host's questions that nobody here waits for any more:
+// those of before a restart, and those whose withdrawal failed. What was granted
+// to one is given back by compareBlocks.
+func (c *Cluster) clearAsks(ctx context.Context) error {
+	v, err := c.store.List(ctx, kvstore.Under(prefixAsks))
+	c.heard(err)
+	if err != nil {
+		return fmt.Errorf("read requests: %w", err)
+	}
+	stale := func(q ask) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return !q.Return && !c.asked[q.ID]
+	}
+	for _, e := range v.Entries {
+		owner, requester, ok := partiesOfAsk(e.Key)
+		if !ok || requester != c.self {
+			continue
+		}
+		r, err := decode[askRecord](e.Key, e.Value)
+		if err != nil || !slices.ContainsFunc(r.Asks, stale) {
+			continue // what is not understood is the owner's to report
+		}
+		if err := c.writeAsks(ctx, owner, func(asks []ask) []ask { return slices.DeleteFunc(asks, stale) }); err != nil {
+			return fmt.Errorf("withdraw requests: %w", err)
+		}
+	}
+	return nil
 }
 
 func without(asks []ask, id string) []ask {

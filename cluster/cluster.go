@@ -101,7 +101,7 @@ type Cluster struct {
 	hosts   map[carrick.HostID]carrick.Host // never shrinks: see watchHosts
 	alive   map[carrick.HostID]bool
 	present map[carrick.HostID]carrick.Host // the store's hosts, as last seen
-	hostsOK bool // hosts was read at least once
+	hostsOK bool                            // hosts was read at least once
 	aliveOK bool
 	absent  map[carrick.HostID]time.Time     // since when a host is not seen alive
 	graces  map[carrick.HostID]time.Duration // of hosts that give up by themselves
@@ -117,9 +117,10 @@ type Cluster struct {
 	// when a recovery of it is over.
 	incarnation    context.Context
 	endIncarnation context.CancelFunc
-	writeNum   uint32                           // incarnation that publications carry
-	removing   map[carrick.HostID]removedRecord // every removed host, as last heard
-	conflicts  map[carrick.NetworkID]string     // why a network cannot be published
+	writeNum       uint32                           // incarnation that publications carry
+	removing       map[carrick.HostID]removedRecord // every removed host, as last heard
+	conflicts      map[carrick.NetworkID]string     // why a network cannot be published
+	asked          map[string]bool                  // questions to other hosts that somebody here waits for
 
 	// pending counts claims under way by block, from before the store is asked until
 	// the journal has it; the zero block stands for loans. What is pending is not
@@ -177,6 +178,7 @@ func New(cfg Config) *Cluster {
 		absent:        map[carrick.HostID]time.Time{},
 		graces:        map[carrick.HostID]time.Duration{},
 		conflicts:     map[carrick.NetworkID]string{},
+		asked:         map[string]bool{},
 		pending:       map[idleBlock]int{},
 		suspicion:     make(chan struct{}, 1),
 		settleAgain:   make(chan struct{}, 1),
