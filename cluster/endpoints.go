@@ -104,12 +104,17 @@ func (c *Cluster) release(id carrick.NetworkID, a netip.Addr, bound bool) error 
 	var withdrawn bool
 	err := c.jr.Update(func(tx *journal.Tx) error {
 		l, ok := tx.Lease(id, a)
-		if !ok || l.Released != 0 || l.Endpoint != "" && !bound {
+		// What is lent is the borrower's to give back.
+		if !ok || l.Released != 0 || l.Lent != "" || l.Endpoint != "" && !bound {
 			return nil
 		}
 		if l.Endpoint != "" {
 			withdrawn = true
 			withdraw(tx, l.Endpoint, a)
+		}
+		if rec, ok := tx.Network(id); ok && !inBlocks(rec.Blocks, a) {
+			tx.DeleteLease(id, a) // its block is another host's by now, and so is its rest
+			return nil
 		}
 		tx.Release(id, a, time.Now())
 		return nil

@@ -18,7 +18,7 @@ import (
 func (c *Cluster) watchAsks(ctx context.Context) error {
 	wake := make(chan []kvstore.Entry, 1)
 	c.spawn(func() error {
-		return c.watch(ctx, kvstore.Under(prefixAsksOf(c.self)), func(v kvstore.View) error {
+		return c.watchUnder(ctx, prefixAsksOf(c.self), func(v kvstore.View) error {
 			select {
 			case <-wake:
 			default:
@@ -255,10 +255,10 @@ func (c *Cluster) takeBack(ctx context.Context, from carrick.HostID, q ask) erro
 	err := c.jr.Update(func(tx *journal.Tx) error {
 		tx.Witness(q.Gen)
 		l, ok := tx.Lease(q.Network, q.Addr)
-		if !ok || l.Lent != from {
-			return nil
+		if !ok || l.Lent != from || l.Gen > q.Gen {
+			return nil // taken back before; it may even have been lent again since
 		}
-		l.Lent, l.Gen = "", max(l.Gen, q.Gen)
+		l.Lent, l.Gen = "", q.Gen
 		tx.PutLease(l)
 		tx.Release(q.Network, q.Addr, time.Now())
 		return nil
@@ -277,7 +277,7 @@ func (c *Cluster) takeBack(ctx context.Context, from carrick.HostID, q ask) erro
 		if err != nil {
 			return err
 		}
-		if loan.Host == from {
+		if loan.Host == from && loan.Gen <= q.Gen {
 			t.Version(loanKey, loanVer).Delete(loanKey)
 		}
 		var encErr error

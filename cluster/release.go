@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -166,7 +167,16 @@ func (c *Cluster) compareBlocks(ctx context.Context, id carrick.NetworkID) error
 	if err != nil {
 		return err
 	}
-	if _, after, err := c.readEpoch(ctx); err != nil || after != before {
+	if c.hasUnknownLoans(id, recs) {
+		// A grant whose outcome was never heard may be carried out yet, until the epoch
+		// moves on: only then is its absence final.
+		if err := c.moveEpoch(ctx); err != nil {
+			return err
+		}
+		if recs, err = c.blockRecords(ctx, id); err != nil {
+			return err
+		}
+	} else if _, after, err := c.readEpoch(ctx); err != nil || after != before {
 		return err // something is changing; next time
 	}
 	return c.jr.Update(func(tx *journal.Tx) error {
@@ -176,22 +186,13 @@ func (c *Cluster) compareBlocks(ctx context.Context, id carrick.NetworkID) error
 		}
 		changed := false
 		for b, r := range recs {
-			own := slices.Contains(rec.Blocks, b)
 			freeing := slices.ContainsFunc(rec.Freeing, func(f journal.Freed) bool { return f.Block == b })
-			if r.value.Host == c.self && !own && !freeing && !c.isPending(rec.Conf, b) {
+			switch {
+			case r.value.Host == c.self && !slices.Contains(rec.Blocks, b) && !freeing && !c.isPending(rec.Conf, b):
 				rec.Freeing = append(rec.Freeing, journal.Freed{Block: b, Gen: r.value.Gen})
 				changed = true
-			}
-			if r.value.Host == "" || r.value.Host == c.self || !borrowed(rec.Conf, b) || !slices.Contains(rec.Blocks, blockOf(rec.Conf, b.Addr())) {
-				continue
-			}
-			l, ok := tx.Lease(id, b.Addr())
-			switch {
-			case ok && l.Lent == r.value.Host:
-			case ok && l.Released == 0:
-				c.log.Error("an address of this host is lent to another according to the store", "network", rec.Conf.Label(), "addr", b.Addr(), "host", c.HostName(r.value.Host))
-			default:
-				tx.PutLease(journal.Lease{Network: id, Addr: b.Addr(), Lent: r.value.Host, Gen: r.value.Gen})
+			case r.value.Host != "" && r.value.Host != c.self && borrowed(rec.Conf, b) && slices.Contains(rec.Blocks, blockOf(rec.Conf, b.Addr())):
+				c.bookLoan(tx, rec, b.Addr(), r.value)
 			}
 		}
 		for a, l := range tx.Leases(id) {
@@ -206,4 +207,55 @@ func (c *Cluster) compareBlocks(ctx context.Context, id carrick.NetworkID) error
 		}
 		return nil
 	})
+}
+
+// bookLoan makes the journal say that an address of this host is lent, as the
+// store does.
+func (c *Cluster) bookLoan(tx *journal.Tx, rec journal.Network, a netip.Addr, r blockRecord) {
+	l, ok := tx.Lease(rec.Conf.ID, a)
+	switch {
+	case ok && l.Lent == r.Host:
+	case ok && l.Released == 0:
+		c.log.Error("an address in use here is lent to another host according to the store", "network", rec.Conf.Label(), "addr", a, "host", c.HostName(r.Host))
+	default:
+		tx.PutLease(journal.Lease{Network: rec.Conf.ID, Addr: a, Lent: r.Host, Gen: r.Gen})
+	}
+}
+
+// hasUnknownLoans says whether the journal has loans that the store has not.
+func (c *Cluster) hasUnknownLoans(id carrick.NetworkID, recs map[netip.Prefix]read[blockRecord]) bool {
+	for a, l := range c.jr.Leases(id) {
+		if l.Lent != "" && recs[netip.PrefixFrom(a, a.BitLen())].value.Host != l.Lent {
+			return true
+		}
+	}
+	return false
+}
+
+// moveEpoch makes a structural change of nothing: every transaction that was
+// built before it can no longer be carried out.
+func (c *Cluster) moveEpoch(ctx context.Context) error {
+	for attempt := 0; ; attempt++ {
+		r, v, err := c.readEpoch(ctx)
+		if err != nil {
+			return err
+		}
+		next := r.next()
+		var encErr error
+		t := (&kvstore.Txn{}).Version(keyEpoch, v)
+		put(t, &encErr, keyEpoch, &next)
+		if encErr != nil {
+			return encErr
+		}
+		if _, err = c.commit(ctx, t); err == nil {
+			c.sawEpoch(next)
+			return nil
+		}
+		if !errors.Is(err, kvstore.ErrConflict) || attempt >= structuralTries {
+			return err
+		}
+		if err := backoff(ctx, min(attempt, 4), 200*time.Millisecond); err != nil {
+			return err
+		}
+	}
 }
