@@ -68,15 +68,6 @@ func (h *host) begin() {
 	}
 }
 
-// again restarts the agent.
-func (h *host) again() {
-	h.t.Helper()
-	h.stop()
-	h.Kill()
-	h.Start()
-	h.begin()
-}
-
 // create makes a network that has the engine's name at once, which a mirror would
 // bring a moment later.
 func (h *host) create(name, subnet string) *sim.Network {
