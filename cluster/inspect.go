@@ -60,6 +60,9 @@ func (in *inspection) add(e kvstore.Entry) error {
 	if id, rest, ok := netOfKey(e.Key); ok {
 		return in.addNet(id, rest, e)
 	}
+	if isResident(e.Key) {
+		return nil
+	}
 	kind, name, _ := strings.Cut(strings.TrimPrefix(e.Key, layout), "/")
 	switch kind {
 	case "epoch":

@@ -15,6 +15,7 @@ import (
 //	v1/recovery/HOST              during a recovery: whether the host has written its part again
 //	v1/removed/HOST               a host that was removed: fenced until it registers again
 //	v1/ask/OWNER/REQUESTER        addresses that one host asks of another, and gives back
+//	v1/removed, v1/ask/OWNER      nothing: they keep the prefixes that are watched from being empty
 //	v1/host/ID                    a host: name, VTEP, MTU. Not leased: ownership is not liveness
 //	v1/name/NAME                  which host holds a name
 //	v1/vtep/ADDR                  which host holds a VTEP address

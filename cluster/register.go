@@ -99,6 +99,9 @@ func (c *Cluster) tryRegister(ctx context.Context) error {
 		}
 		t.Version(keyRemoved(c.self), removedVersion).Delete(keyRemoved(c.self))
 	}
+	if err := c.moveIn(ctx, t, &encErr); err != nil {
+		return err
+	}
 	old, oldVersion, err := get[hostRecord](ctx, c, keyHost(c.self))
 	if err != nil {
 		return err
