@@ -37,7 +37,7 @@ type PoolUse struct {
 	Lent      uint64       `json:"lent"`              // single addresses of one host's block that another has
 	// Percent of the usable addresses are given out.
 	Percent    float64    `json:"percent"`
-	FreeBlocks uint64     `json:"free_blocks"` // that nobody owns
+	FreeBlocks uint64     `json:"free_blocks"` // that nobody owns, as far as is known
 	Blocks     []BlockUse `json:"blocks"`      // by address
 	Hosts      []HostUse  `json:"hosts"`       // by name
 }
@@ -46,7 +46,8 @@ type PoolUse struct {
 type BlockUse struct {
 	Prefix netip.Prefix `json:"prefix"`
 	Host   string       `json:"host,omitempty"` // "" if it rests
-	// Freed: its owner was removed, and it rests until anybody may claim it.
+	// Freed: its owner gave it up or was removed, and it rests until anybody may
+	// claim it.
 	Freed  bool   `json:"freed,omitempty"`
 	Usable uint64 `json:"usable"`
 	Given  uint64 `json:"given"` // by its owner to endpoints of its own

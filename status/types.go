@@ -129,8 +129,8 @@ type Node struct {
 	Version string         `json:"version"`
 	Alive   bool           `json:"alive"`
 	Self    bool           `json:"self"`
-	// State is one of the Node constants; Since is since when a lost host has been
-	// lost, as this host saw it.
+	// State is one of the Node constants; Since is since when a host has been lost or
+	// removed, or has not been heard of because the store does not answer.
 	State string    `json:"state"`
 	Since time.Time `json:"since,omitzero"`
 	// Awaited: a recovery of the store waits for it.
@@ -143,5 +143,5 @@ const (
 	NodeLost    = "lost"    // its lease ended; its addresses stay its own
 	NodeRemoved = "removed" // by carrick node rm
 	NodeFenced  = "fenced"  // removed, back, and asking for its addresses again
-	NodeUnknown = "unknown" // the store has not said yet
+	NodeUnknown = "unknown" // the store does not say
 )

@@ -117,16 +117,20 @@ func printUse(w io.Writer, n status.IPAM, now time.Time) error {
 		return err
 	}
 	for _, p := range n.Pools {
-		if err := printPool(w, p); err != nil {
+		if err := printPool(w, p, n.Whole); err != nil {
 			return err
 		}
 	}
 	return printUseNotes(w, []status.IPAM{n}, now)
 }
 
-func printPool(w io.Writer, p status.PoolUse) error {
+func printPool(w io.Writer, p status.PoolUse, whole bool) error {
 	if _, err := fmt.Fprintf(w, "\nPool %s:\n", p.Prefix); err != nil {
 		return err
+	}
+	blocks := fmt.Sprintf("%s, in blocks of /%d; %s blocks are nobody's", number(p.InBlocks), p.BlockBits, number(p.FreeBlocks))
+	if !whole {
+		blocks = fmt.Sprintf("%s of this host's, in blocks of /%d", number(p.InBlocks), p.BlockBits)
 	}
 	ipRange, outside := "", ""
 	if p.Range.IsValid() {
@@ -138,7 +142,7 @@ func printPool(w io.Writer, p status.PoolUse) error {
 	err := lines(w,
 		[2]string{"range", ipRange},
 		[2]string{"usable", fmt.Sprintf("%s, and %s reserved", number(p.Usable), number(p.Reserved))},
-		[2]string{"in blocks", fmt.Sprintf("%s, in blocks of /%d; %s blocks are nobody's", number(p.InBlocks), p.BlockBits, number(p.FreeBlocks))},
+		[2]string{"in blocks", blocks},
 		[2]string{"given out", fmt.Sprintf("%s (%s), %s free", number(p.Given), percent(p.Percent), number(p.Free))},
 		[2]string{"outside", outside},
 		[2]string{"lent", number(p.Lent)},
@@ -150,7 +154,7 @@ func printPool(w io.Writer, p status.PoolUse) error {
 	for _, b := range p.Blocks {
 		host := b.Host
 		if b.Freed {
-			host = "(a removed host's, rests)"
+			host = "(rests)"
 		}
 		rows = append(rows, []string{b.Prefix.String(), host, number(b.Usable), number(b.Given), known(b.Resting), number(b.Lent)})
 	}

@@ -36,7 +36,7 @@ func printStatus(w io.Writer, s status.Status, now time.Time) error {
 		[2]string{"store", link(s.Store, now)},
 		[2]string{"epoch", epoch(s.Epoch, now)},
 		[2]string{"engine", link(s.Engine, now)},
-		[2]string{"here", fmt.Sprintf("%d networks, %d endpoints", s.Networks, s.Local)},
+		[2]string{"here", plural(s.Networks, "network") + ", " + plural(s.Local, "endpoint")},
 		[2]string{"published", published(s, now)},
 		[2]string{"fence", fence(s)},
 		[2]string{"drift", fmt.Sprintf("%d kernel objects repaired since %s", s.Drift, s.Started.Format(time.DateTime))},

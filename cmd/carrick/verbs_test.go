@@ -148,10 +148,10 @@ given out:  101 (80.1%), 25 free
 outside:    1 given out outside of the range
 lent:       1
 
-BLOCK           HOST                        USABLE   GIVEN   RESTING   LENT
-10.42.0.0/29    h1                          6        3       2         1
-10.42.0.8/29    h2                          8        8       -         0
-10.42.0.16/29   (a removed host's, rests)   8        0       -         0
+BLOCK           HOST      USABLE   GIVEN   RESTING   LENT
+10.42.0.0/29    h1        6        3       2         1
+10.42.0.8/29    h2        8        8       -         0
+10.42.0.16/29   (rests)   8        0       -         0
 
 HOST   BLOCKS   USABLE   GIVEN   RESTING   LENT   BORROWED
 h1*    1        6        3       2         1      0
@@ -354,7 +354,7 @@ VTEP:       192.0.2.1 on eth0, MTU 1500
 store:      consul://10.0.0.10:8500/carrick, answers, heard from 2s ago
 epoch:      normal, incarnation 1
 engine:     not used
-here:       1 networks, 2 endpoints
+here:       1 network, 2 endpoints
 published:  everything
 drift:      0 kernel objects repaired since 2026-03-04 11:00:00
 version:    v1
@@ -365,7 +365,7 @@ VTEP:       192.0.2.1 on eth0, MTU 1500
 store:      consul://10.0.0.10:8500/carrick, last answered 5m0s ago, so what is known of other hosts is that old: no answer
 epoch:      recovering, began 1d1h ago, waits for h2, h3
 engine:     not used
-here:       1 networks, 2 endpoints
+here:       1 network, 2 endpoints
 published:  not yet: 3 endpoints of 2 networks, since 2026-03-04 11:55:57 (4m3s ago)
 fence:      this host was removed and asks for its addresses again; 1 endpoint cut off
 drift:      0 kernel objects repaired since 2026-03-04 11:00:00

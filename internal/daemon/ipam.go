@@ -104,7 +104,7 @@ func (s *source) Release(ctx context.Context, ref string, a netip.Addr, force bo
 		return out, nil
 	}
 	out.Endpoint = lease.Endpoint
-	out.Container, err = s.holder(ctx, n.ID, lease)
+	out.Container, err = s.holder(ctx, n, lease)
 	if err != nil && !force {
 		return out, fmt.Errorf("%s of network %s: %w: %w; --force releases it all the same", a, n.Name, status.ErrRefused, err)
 	}
@@ -157,7 +157,7 @@ var errUnsure = errors.New("whether a container has it cannot be seen")
 // holder looks for a user of an address: a container of the engine's, or a pair
 // in the kernel that is in some container. The error says why it must not be
 // released.
-func (s *source) holder(ctx context.Context, id carrick.NetworkID, l journal.Lease) (container string, err error) {
+func (s *source) holder(ctx context.Context, n status.Network, l journal.Lease) (container string, err error) {
 	if s.engine == nil {
 		err = fmt.Errorf("%w: this agent does not use the engine (--docker)", errUnsure)
 	} else {
@@ -166,15 +166,15 @@ func (s *source) holder(ctx context.Context, id carrick.NetworkID, l journal.Lea
 			err = fmt.Errorf("%w: %w", errUnsure, err)
 		}
 		for ep, c := range all {
-			if ep == l.Endpoint || s.onNetwork(id, c.Network) && slices.Contains(c.Addrs, l.Addr) {
-				return c.Name, fmt.Errorf("container %s has it: docker rm -f %s, or docker network disconnect", c.Name, c.Name)
+			if ep == l.Endpoint || s.onNetwork(n.ID, c.Network) && slices.Contains(c.Addrs, l.Addr) {
+				return c.Name, fmt.Errorf("container %s has it: docker rm -f %s, or docker network disconnect %s %s", c.Name, c.Name, n.Name, c.Name)
 			}
 		}
 	}
 	if err != nil || l.Endpoint == "" {
 		return "", err
 	}
-	used, err := s.witness.InUse(ctx, id, l.Endpoint)
+	used, err := s.witness.InUse(ctx, n.ID, l.Endpoint)
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("%w: %w", errUnsure, err)

@@ -15,7 +15,7 @@ import (
 // Nodes implements [status.Source].
 func (s *source) Nodes(ctx context.Context) ([]status.Node, error) {
 	members, known := s.cluster.Members()
-	state := s.cluster.State()
+	state, store := s.cluster.State(), s.storeLink()
 	var awaited []carrick.HostID
 	if !state.Recovering.IsZero() {
 		// Without it the list is still worth seeing.
@@ -27,7 +27,9 @@ func (s *source) Nodes(ctx context.Context) ([]status.Node, error) {
 	out := make([]status.Node, 0, len(members))
 	for _, m := range members {
 		n := status.Node{ID: m.ID, Name: m.Name, VTEP: m.VTEP, MTU: m.MTU, Version: m.Version, Alive: m.Alive, Self: m.ID == s.cluster.Self()}
-		n.State, n.Since = nodeState(m, n.Self, known, state)
+		if n.State, n.Since = nodeState(m, n.Self, known, state); !store.OK && !n.Self && n.State == status.NodeAlive {
+			n.State, n.Since = status.NodeUnknown, store.Contact // it was alive then
+		}
 		n.Awaited = slices.Contains(awaited, m.ID)
 		out = append(out, n)
 	}
@@ -58,6 +60,8 @@ func (s *source) RemoveNode(ctx context.Context, ref string, force bool) (status
 		return status.Removed{}, fmt.Errorf("%w: %w", status.ErrNotFound, err)
 	case errors.Is(err, cluster.ErrAlive):
 		return status.Removed{}, fmt.Errorf("%w: %w", status.ErrRefused, err)
+	case cluster.IsUnavailable(err):
+		return status.Removed{}, fmt.Errorf("host %s cannot be removed without the store: %w", ref, err)
 	case err != nil:
 		return status.Removed{}, err
 	}

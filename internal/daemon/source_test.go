@@ -54,6 +54,12 @@ func TestStatusWithoutTheStore(t *testing.T) {
 	h1.CutStore()
 	h1.run(n1, sim.Run{})
 	sim.Eventually(t, "the cut is noticed", func() bool { return !h1.status().Store.OK })
+	if n := h1.node("h2"); n.State != status.NodeUnknown || n.Since.IsZero() || h1.node("h1").State != status.NodeAlive {
+		t.Errorf("without the store h2 is %+v", n)
+	}
+	if _, err := h1.src.RemoveNode(t.Context(), "h2", true); err == nil || !strings.Contains(err.Error(), "without the store") {
+		t.Errorf("removing a host without the store: %v", err)
+	}
 	s := h1.status()
 	if s.Healthy() || s.Pending != 1 || s.Unpublished != 1 || s.PendingSince.IsZero() || s.Store.Contact.IsZero() || s.Store.Error == "" {
 		t.Errorf("status %+v", s)
@@ -221,7 +227,7 @@ func TestRelease(t *testing.T) {
 	}
 	ip := func(c *sim.Container) string { return c.Addr.Addr().String() }
 
-	refused("app", ip(a), false, "container box-"+a.Endpoint.Short(), "--force")
+	refused("app", ip(a), false, "docker network disconnect app box-"+a.Endpoint.Short(), "--force")
 	refused("app", "10.42.0.1", true, "gateway")
 	refused("app", "10.44.0.1", true, "10.42.0.0/24")
 	sim.Eventually(t, "h2's block is known", func() bool { return len(h1.show("app").Pools[0].Blocks) == 2 })
