@@ -448,3 +448,34 @@ func TestCalm(t *testing.T) {
 	w.holds("k \"late\"\n")
 	w.must(w.put(w.a, "k", "in time"))
 }
+
+// A watcher that asks again only after the store was restored and has grown past
+// what it knows is told: the last state is never skipped.
+func TestRestoreBetweenTwoWatches(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	backup := w.srv.Snapshot()
+	for range 10 {
+		w.must(w.put(w.a, "k", "lost"))
+	}
+	v, err := w.b.Watch(w.ctx, kvstore.OneKey("k"), 0)
+	w.must(err)
+	w.srv.Restore(backup)
+	w.must(w.put(w.a, "k", "after"))
+	for range 20 {
+		w.must(w.put(w.a, "other", "x"))
+	}
+	for v.Revision != w.srv.Revision() {
+		v, err = w.b.Watch(w.ctx, kvstore.OneKey("k"), v.Revision)
+		w.must(err)
+	}
+	if string(v.Entries[0].Value) != "after" {
+		t.Errorf("%+v", v)
+	}
+	// And then it waits again.
+	under := w.watch(w.b, v.Revision)
+	w.must(w.put(w.a, "k", "later"))
+	if got := <-under; got.err != nil || string(got.v.Entries[0].Value) != "later" {
+		t.Errorf("%+v", got)
+	}
+}

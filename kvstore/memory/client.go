@@ -18,6 +18,33 @@ type Client struct {
 	faults faults
 	leases []*lease
 	isDone bool // closed is closed
+	// shown is the epochs of the server in which watches were shown their views.
+	shown map[sighting]int
+}
+
+// sighting is a view as its watcher knows it.
+type sighting struct {
+	sel kvstore.Selector
+	rev kvstore.Revision
+}
+
+// maxShown bounds what is remembered. Who was forgotten may hear of a loss late.
+const maxShown = 8192
+
+// shows remembers what a watcher will ask from.
+func (c *Client) shows(sel kvstore.Selector, v kvstore.View) kvstore.View {
+	if len(c.shown) >= maxShown {
+		clear(c.shown)
+	}
+	c.shown[sighting{sel, v.Revision}] = c.srv.epoch
+	return v
+}
+
+// outlived says whether a watcher asks from a state that a loss has ended. The
+// revision alone does not tell, once the store has grown past it again.
+func (c *Client) outlived(sel kvstore.Selector, since kvstore.Revision) bool {
+	epoch, ok := c.shown[sighting{sel, since}]
+	return ok && epoch != c.srv.epoch
 }
 
 var _ kvstore.Store = (*Client)(nil)
@@ -126,15 +153,18 @@ func (c *Client) Watch(ctx context.Context, sel kvstore.Selector, since kvstore.
 	if err := c.enter(ctx, Watch); err != nil {
 		return kvstore.View{}, fmt.Errorf("watch %s: %w", sel, err)
 	}
-	epoch := s.epoch
+	epoch, outlived := s.epoch, c.outlived(sel, since)
 	idle := since != 0 && s.chaos != nil && s.chaos.hit(s.chaos.Idle)
 	for {
 		if err := c.dead(ctx); err != nil {
 			return kvstore.View{}, fmt.Errorf("watch %s: %w", sel, err)
 		}
 		quiet := c.faults.stalled || s.faults.stalled || c.faults.blind || s.faults.blind
-		if !quiet && (idle || s.epoch != epoch || s.changed(sel, since)) {
-			return s.behind(sel, since), nil
+		if !quiet && (idle || outlived || s.epoch != epoch || s.changed(sel, since)) {
+			if !outlived { // or there may be others who ask from it
+				delete(c.shown, sighting{sel, since})
+			}
+			return c.shows(sel, s.behind(sel, since)), nil
 		}
 		c.wait(ctx, w.C())
 	}

@@ -75,7 +75,7 @@ func NewServer(opts ...Option) *Server {
 // Client connects one more host. The name is for people; clients with one name
 // are nevertheless different clients.
 func (s *Server) Client(name string) *Client {
-	return &Client{srv: s, name: name, closed: make(chan struct{})}
+	return &Client{srv: s, name: name, closed: make(chan struct{}), shown: map[sighting]int{}}
 }
 
 // Snapshot is the store at one moment, for [Server.Restore].
