@@ -12,6 +12,7 @@ import (
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/agent"
+	"github.com/carrick-net/carrick/cluster/journal"
 	"github.com/carrick-net/carrick/datapath"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/internal/nltest"
@@ -247,8 +248,8 @@ func TestMissingHostRecordCutsNobodyOff(t *testing.T) {
 	}
 }
 
-// With the store away, a restarted agent changes nothing of what it cannot know,
-// and says so to a Join instead of sweeping the others' rows.
+// With the store away a restarted agent takes nothing away that it cannot know,
+// puts what it remembers of the others, and serves its containers.
 func TestRestartWithoutTheStore(t *testing.T) {
 	t.Parallel()
 	s := memory.NewServer()
@@ -256,31 +257,94 @@ func TestRestartWithoutTheStore(t *testing.T) {
 	na, nb := a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"}), b.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
 	ca, cb := a.MustRun(na, sim.Run{}), b.MustRun(nb, sim.Run{})
 	a.holds("b's container", cb.MAC.String())
-	before := a.kernel.Dump()
 	a.stop()
 	a.Crash()
-	a.Store.Cut()
+	a.CutStore()
+	if err := a.StartCut(); err != nil {
+		t.Fatal(err)
+	}
+	// What nobody remembers, and what somebody took away meanwhile.
+	ns := plan.Namespace(networkOf(t, a, na))
+	vx := a.kernel.Ref(ns, plan.VXLANName)
+	unknown := carrick.MAC{2, 0, 0, 0, 0, 99}
+	if err := a.kernel.As(ns, nl.SetFDB{Link: vx, MAC: unknown, VTEP: b.VTEP}, nl.DelFDB{Link: vx, MAC: cb.MAC, VTEP: b.VTEP}); err != nil {
+		t.Fatal(err)
+	}
+	a.startRec()
+	a.holds("b's container again, and what was there", cb.MAC.String()+" dev vxlan0 dst 192.0.2.2", unknown.String(), ca.Endpoint.PortName())
+	more := a.MustRun(na, sim.Run{})
+	a.Stop(ca)
+	a.holds("the container that came and not the one that went", more.Endpoint.PortName(), "!"+ca.Endpoint.PortName(), unknown.String())
+	if st := a.rec.Networks(); len(st) != 1 || !st[0].Plan.Partial || st[0].Err != nil {
+		t.Errorf("state %+v", st)
+	}
+	b.Stop(cb)
+	late := b.MustRun(nb, sim.Run{})
+	a.HealStore()
+	a.holds("the store's news and nothing else", late.MAC.String(), "!"+unknown.String(), more.MAC.String())
+	b.holds("the container that started meanwhile", more.MAC.String(), "!"+ca.Endpoint.PortName())
+	if n := a.rec.Networks()[0].Drift.Total(); n != 0 {
+		t.Errorf("%d objects count as somebody's damage", n)
+	}
+}
+
+// A host that boots without the store makes its network from what it remembers.
+func TestColdBootWithoutTheStore(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	a, b := newHost(t, s, 1), newHost(t, s, 2)
+	na, nb := a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"}), b.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+	if _, err := a.RunBox("web", true, na, sim.Run{}); err != nil {
+		t.Fatal(err)
+	}
+	cb := b.MustRun(nb, sim.Run{})
+	a.holds("b's container", cb.MAC.String())
+	a.stop()
+	a.PowerOff()
+	a.kernel = nltest.New()
+	a.CutStore()
+	a.PowerOn()
 	if err := a.StartCut(); err != nil {
 		t.Fatal(err)
 	}
 	a.startRec()
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	err := a.rec.Realize(ctx, networkOf(t, a, na), ca.Endpoint)
-	if !errors.Is(err, agent.ErrNoSnapshot) {
-		t.Errorf("realize: %v, want ErrNoSnapshot", err)
+	if err := a.EngineStart(); err != nil {
+		t.Fatal(err)
 	}
-	waiting := make(chan error, 1)
-	go func() { waiting <- a.rec.Realize(t.Context(), networkOf(t, a, na), ca.Endpoint) }()
-	if a.kernel.Dump() != before {
-		t.Errorf("changed without knowing:\n%s\nwas\n%s", a.kernel.Dump(), before)
+	web := a.Boxes()[0].Parts()[0]
+	a.holds("its container and the way to b's", web.MAC.String(), cb.MAC.String()+" dev vxlan0 dst 192.0.2.2")
+	a.HealStore()
+	b.holds("the way to it", web.MAC.String()+" dev vxlan0 dst 192.0.2.1")
+}
+
+// The port of a container whose host was cut off goes down, and comes back with
+// its address.
+func TestAFenceTakesThePortDown(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	a := newHost(t, s, 1)
+	na := a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+	ca := a.MustRun(na, sim.Run{})
+	row := ca.MAC.String() + " dev " + ca.Endpoint.PortName() + " master"
+	fence := func(on bool) {
+		t.Helper()
+		err := a.Cluster.Journal().Update(func(tx *journal.Tx) error {
+			e, _ := tx.Endpoint(ca.Endpoint)
+			e.Fenced = on
+			tx.PutEndpoint(e)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.rec.Changed(networkOf(t, a, na))
 	}
-	b.Stop(cb)
-	a.Store.Heal()
-	a.holds("the store's news", "!"+cb.MAC.String(), ca.MAC.String())
-	if err := <-waiting; err != nil {
-		t.Errorf("a Join that waited for the store: %v", err)
-	}
+	up := ca.Endpoint.PortName() + " master br0 mtu 1450 up"
+	a.holds("the port", up, row)
+	fence(true)
+	a.holds("the port, down", ca.Endpoint.PortName()+" master br0 mtu 1450 down", "!"+row)
+	fence(false)
+	a.holds("the port", up, row)
 }
 
 func networkOf(t *testing.T, h *host, n *sim.Network) carrick.NetworkID {

@@ -26,16 +26,13 @@ import (
 	"github.com/carrick-net/carrick/plan"
 )
 
-// ErrNoSnapshot: the network is in the kernel and its facts have not been read
-// since the agent started, so nothing may be changed in it yet.
-var ErrNoSnapshot = errors.New("the network's facts have not been read from the store yet")
-
 // Facts is what the agent needs of the cluster.
 type Facts interface {
 	Self() carrick.HostID
 	Ready() <-chan struct{}
-	// View returns a network's snapshot and whether the store's part is in it;
-	// journal.ErrNotFound if the network is not on this host.
+	// View returns a network's snapshot and whether the store's part is in it, else
+	// it says itself that it is partial; journal.ErrNotFound if the network is not on
+	// this host.
 	View(carrick.NetworkID) (v carrick.View, complete bool, err error)
 	Follow(carrick.NetworkID)
 	Unfollow(carrick.NetworkID)

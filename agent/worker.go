@@ -126,14 +126,13 @@ func (w *worker) pass(ctx context.Context, applier *datapath.Applier) (present, 
 	for _, e := range report.Endpoints {
 		ok = ok && e == nil
 	}
-	// Without a snapshot there is nothing to retry: its arrival starts a pass.
-	return want.Present, ok || errors.Is(err, ErrNoSnapshot)
+	return want.Present, ok
 }
 
-// plan makes the plan of now. [ErrNoSnapshot] if the facts known so far must not
-// be put into a kernel that may know more.
+// plan makes the plan of now: a partial one until the network's facts have been
+// read from the store, whose arrival starts another pass.
 func (w *worker) plan() (plan.Network, error) {
-	v, complete, err := w.r.cfg.Facts.View(w.id)
+	v, _, err := w.r.cfg.Facts.View(w.id)
 	switch {
 	case errors.Is(err, journal.ErrNotFound):
 		return plan.Network{ID: w.id, Namespace: plan.Namespace(w.id)}, nil
@@ -145,9 +144,6 @@ func (w *worker) plan() (plan.Network, error) {
 		// Whoever asked for the facts may have seen them dropped since: a network
 		// in the kernel is followed, whatever else happened.
 		w.r.cfg.Facts.Follow(w.id)
-	}
-	if want.Present && !complete && w.r.wasFound(w.id) {
-		return want, ErrNoSnapshot
 	}
 	return want, nil
 }
@@ -161,7 +157,7 @@ func (w *worker) record(want plan.Network, report datapath.Report, err error) {
 	drift.FDB += report.Drift.FDB
 	drift.Bridged += report.Drift.Bridged
 	drift.Neigh += report.Drift.Neigh
-	if err != nil && !errors.Is(err, ErrNoSnapshot) && (w.state.Err == nil || w.state.Err.Error() != err.Error()) {
+	if err != nil && (w.state.Err == nil || w.state.Err.Error() != err.Error()) {
 		w.r.cfg.Log.Warn("network not as it should be, trying again", "network", w.id, "err", err)
 	}
 	if err == nil && w.state.Err != nil {
@@ -186,9 +182,6 @@ func (w *worker) answer(waiters []waiter, report datapath.Report, err error) {
 	for _, x := range waiters {
 		verdict, tried := report.Endpoints[x.ep]
 		switch {
-		case errors.Is(err, ErrNoSnapshot):
-			again = append(again, x) // its arrival starts a pass; Realize's caller has a limit
-			continue
 		case tried:
 		case err != nil:
 			verdict = err
@@ -219,12 +212,6 @@ func (w *worker) refuse(err error) {
 		x.verdict <- fmt.Errorf("the agent is stopping: %w", err)
 	}
 	w.waiters = nil
-}
-
-func (r *Reconciler) wasFound(id carrick.NetworkID) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.found[id]
 }
 
 // forgetFound: after one good pass the network is as its facts say.

@@ -23,6 +23,7 @@ import (
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster/journal"
+	"github.com/carrick-net/carrick/cluster/snapshot"
 	"github.com/carrick-net/carrick/kvstore"
 )
 
@@ -71,6 +72,9 @@ type Config struct {
 	// it; 0 = 5 minutes.
 	Rest time.Duration
 	Log  *slog.Logger
+	// Cache is what this host heard of the others before; nil: nothing is remembered.
+	// Run writes it, and closing it is the caller's.
+	Cache *snapshot.Cache
 	// Changed is called when a network's view may differ from the last one. It
 	// must not block.
 	Changed func(carrick.NetworkID)
@@ -206,6 +210,7 @@ func (c *Cluster) String() string { return "cluster" }
 // networks that the journal has are served meanwhile. The one error is
 // [ErrIdentity].
 func (c *Cluster) Run(ctx context.Context) error {
+	c.forgetLeft()
 	g, gctx := errgroup.WithContext(ctx)
 	mine := c.jr.Networks()
 	c.mu.Lock()
@@ -252,6 +257,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	g.Go(c.onceReady(gctx, c.watchAsks))
 	g.Go(func() error { return c.keepEpoch(gctx) })
 	g.Go(func() error { return c.mindGrace(gctx) })
+	g.Go(func() error { return c.cfg.Cache.Run(gctx) })
 	err := g.Wait()
 	if ctx.Err() != nil {
 		return nil

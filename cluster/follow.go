@@ -32,6 +32,10 @@ type netState struct {
 	headVer  kvstore.Revision
 	remote   map[carrick.HostID]hostFacts
 	pub      publisher
+
+	recalled bool                    // remote began with what the cache had
+	unsaved  map[carrick.HostID]bool // whose facts the cache does not have yet
+	waited   bool                    // somebody waited for the first snapshot in vain
 }
 
 // stamp orders what is known of a network: the number of the incarnation, then
@@ -54,8 +58,9 @@ func (c *Cluster) state(id carrick.NetworkID) *netState {
 	n := c.nets[id]
 	if n == nil {
 		n = &netState{
-			loaded: make(chan struct{}),
-			remote: map[carrick.HostID]hostFacts{},
+			loaded:  make(chan struct{}),
+			remote:  map[carrick.HostID]hostFacts{},
+			unsaved: map[carrick.HostID]bool{},
 		}
 		c.nets[id] = n
 	}
@@ -65,6 +70,7 @@ func (c *Cluster) state(id carrick.NetworkID) *netState {
 // Follow begins to keep a network's snapshot up to date. Following twice is
 // following once.
 func (c *Cluster) Follow(id carrick.NetworkID) {
+	c.recall(id)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.startFollow(id, c.state(id))
@@ -100,21 +106,31 @@ func (c *Cluster) Unfollow(id carrick.NetworkID) {
 		// The publisher still needs the entry; only the snapshot goes.
 		n.isLoad, n.loaded = false, make(chan struct{})
 		n.remote, n.at = map[carrick.HostID]hostFacts{}, stamp{}
+		n.recalled, n.waited = false, false
 		return
 	}
 	delete(c.nets, id)
 }
 
 // Loaded waits for a followed network's first snapshot, together with the list
-// of hosts. It returns false if ctx ends first.
+// of hosts, and says whether they are there. It waits until ctx ends, but once for
+// each network, and not at all while the store does not answer.
 func (c *Cluster) Loaded(ctx context.Context, id carrick.NetworkID) bool {
 	c.mu.Lock()
-	ch := c.state(id).loaded
+	n := c.state(id)
+	loaded, ch := n.isLoad && c.hostsOK, n.loaded
+	hopeless := n.waited || c.lastErr != nil || c.regErr != nil
 	c.mu.Unlock()
+	if loaded || hopeless {
+		return loaded
+	}
 	for _, ch := range []<-chan struct{}{ch, c.hostsRead} {
 		select {
 		case <-ch:
 		case <-ctx.Done():
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			n.waited = true
 			return false
 		}
 	}
@@ -198,6 +214,7 @@ func (c *Cluster) catchUp(ctx context.Context, id carrick.NetworkID, n *netState
 	}
 	n.at = head.at()
 	n.setHead(head, v.Entries[0].Version)
+	c.save(id, n)
 	return nil
 }
 
@@ -284,7 +301,7 @@ func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState)
 	if whole {
 		for h := range n.remote {
 			if _, ok := remote[h]; !ok {
-				delete(n.remote, h)
+				n.replace(h, stamp{}, nil)
 			}
 		}
 	}
@@ -295,6 +312,7 @@ func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState)
 	}
 	n.aliasVer, n.at = aliasVer, head.at()
 	n.setHead(head, headVer)
+	c.save(id, n)
 	if !n.isLoad && whole {
 		n.isLoad = true
 		close(n.loaded)
@@ -326,7 +344,7 @@ func (n *netState) apply(at stamp, ch change) {
 		f.eps[e.ID] = e
 	}
 	f.at = at
-	n.remote[ch.Host] = f
+	n.remote[ch.Host], n.unsaved[ch.Host] = f, true
 	if len(f.eps) == 0 {
 		delete(n.remote, ch.Host)
 	}
@@ -337,6 +355,9 @@ func (n *netState) replace(h carrick.HostID, at stamp, eps []carrick.Endpoint) {
 	for _, e := range eps {
 		m[e.ID] = e
 	}
+	if old, ok := n.remote[h]; ok != (len(m) > 0) || ok && old.at != at {
+		n.unsaved[h] = true
+	}
 	if len(m) == 0 {
 		delete(n.remote, h)
 		return
@@ -345,9 +366,10 @@ func (n *netState) replace(h carrick.HostID, at stamp, eps []carrick.Endpoint) {
 }
 
 // View returns a network's whole snapshot: the others' endpoints as the store
-// says, this host's as its journal says. complete is false while the store's
-// part was never read; such a view may be added to the kernel, and nothing may
-// be removed because of it. The error is journal.ErrNotFound for a network that
+// says, this host's as its journal says. complete is false, and the view partial,
+// while the store's part was not read since the start: it is what was heard before
+// then. Such a view may be added to the kernel, and nothing may be removed because
+// of it. The error is journal.ErrNotFound for a network that
 // is not on this host.
 func (c *Cluster) View(id carrick.NetworkID) (v carrick.View, complete bool, err error) {
 	rec, err := c.jr.Network(id)
@@ -360,11 +382,16 @@ func (c *Cluster) View(id carrick.NetworkID) (v carrick.View, complete bool, err
 		Hosts:     map[carrick.HostID]carrick.Host{c.self: c.SelfHost()},
 		Endpoints: map[carrick.HostID][]carrick.Endpoint{},
 		Joined:    map[carrick.EndpointID]bool{},
+		Fenced:    map[carrick.EndpointID]bool{},
+		Partial:   true,
 	}
 	for _, e := range local {
 		v.Endpoints[c.self] = append(v.Endpoints[c.self], e.Endpoint)
 		if e.Joined {
 			v.Joined[e.ID] = true
+		}
+		if e.Fenced {
+			v.Fenced[e.ID] = true
 		}
 	}
 	c.mu.Lock()
@@ -373,9 +400,10 @@ func (c *Cluster) View(id carrick.NetworkID) (v carrick.View, complete bool, err
 	if n == nil {
 		return v, false, nil
 	}
+	v.Partial = !n.isLoad || !c.hostsOK
 	for h, f := range n.remote {
-		if h == c.self {
-			continue
+		if _, ok := c.hosts[h]; h == c.self || !ok && v.Partial {
+			continue // of before its removal, maybe
 		}
 		v.Endpoints[h] = slices.SortedFunc(maps.Values(f.eps), func(a, b carrick.Endpoint) int {
 			return cmp.Compare(a.ID, b.ID)
@@ -385,7 +413,7 @@ func (c *Cluster) View(id carrick.NetworkID) (v carrick.View, complete bool, err
 			v.Hosts[h] = host
 		}
 	}
-	return v, n.isLoad && c.hostsOK, nil
+	return v, !v.Partial, nil
 }
 
 func sortHosts(hs []carrick.Host) {

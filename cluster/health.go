@@ -44,6 +44,9 @@ func (c *Cluster) Health() Health {
 	for id, stored := range due {
 		kept := 0
 		for _, e := range c.jr.Endpoints(id) {
+			if e.Fenced {
+				continue // not told to anybody
+			}
 			old, ok := stored[e.ID]
 			if ok {
 				kept++

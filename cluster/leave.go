@@ -68,6 +68,7 @@ func (c *Cluster) leave(ctx context.Context, id carrick.NetworkID) error {
 		return err
 	}
 	c.Unfollow(id)
+	c.cfg.Cache.Drop(id)
 	c.changed(id)
 	return nil
 }

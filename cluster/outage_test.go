@@ -1,9 +1,16 @@
 package cluster_test
 
 import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster/snapshot"
 	"github.com/carrick-net/carrick/internal/sim"
 	"github.com/carrick-net/carrick/kvstore/memory"
 )
@@ -76,6 +83,212 @@ func TestNobodyNoticesTheOutage(t *testing.T) {
 	sees(t, b, nb, a, ca, more, named)
 	sees(t, a, na, b, cb)
 	settled(t, a)
+}
+
+// An agent that starts while its store is away serves its networks, knows the
+// others from what it heard before, and says so.
+func TestRestartDuringTheOutage(t *testing.T) {
+	t.Parallel()
+	a, b, na, nb, ca, cb := pair(t)
+	a.Crash()
+	a.Store.Cut()
+	if err := a.StartCut(); err != nil {
+		t.Fatal(err)
+	}
+	more := a.MustRun(na, sim.Run{})
+	named := a.MustRun(na, sim.Run{IP: "10.42.0.40"})
+	a.Stop(ca)
+	v, complete := a.View(na)
+	if complete || !v.Partial {
+		t.Error("what was heard before the start is taken for complete")
+	}
+	other := b.Cluster.Self()
+	if got := endpoints(v, other); !slices.Equal(got, addresses(cb)) || v.Hosts[other].VTEP != b.VTEP || v.Hosts[other].Name != b.Name {
+		t.Errorf("b is %+v with %v, want what was known before the restart", v.Hosts[other], got)
+	}
+	if h := a.Cluster.Health(); h.Pending != 1 || h.Unpublished != 2 || h.Since.IsZero() || !h.Contact.IsZero() {
+		t.Errorf("health without the store: %+v", h)
+	}
+	late := b.MustRun(nb, sim.Run{})
+	b.Stop(cb)
+	a.Store.Heal()
+	sees(t, b, nb, a, more, named)
+	sees(t, a, na, b, late)
+	settled(t, a)
+	if v, _ := a.View(na); v.Partial {
+		t.Error("the view is still partial")
+	}
+}
+
+// A host that loses power and boots without the store starts what ran: its engine
+// gives up the old endpoints and asks for new ones, with the addresses of old where
+// the user named them.
+func TestColdBootWithoutTheStore(t *testing.T) {
+	t.Parallel()
+	a, b, na, nb, _, cb := pair(t)
+	for name, r := range map[string]sim.Run{"web": {}, "db": {IP: "10.42.0.40"}} {
+		if _, err := a.RunBox(name, true, na, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	settled(t, a)
+	a.PowerOff()
+	a.CutStore()
+	a.PowerOn()
+	if err := a.StartCut(); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.EngineStart(); err != nil {
+		t.Errorf("not everything came back: %v", err)
+	}
+	var up []*sim.Container
+	for _, box := range a.Boxes() {
+		up = append(up, box.Parts()...)
+	}
+	v, _ := a.View(na)
+	if got := endpoints(v, a.Cluster.Self()); len(got) != 2 || len(up) != 2 || !slices.Contains(got, "10.42.0.40") {
+		t.Errorf("here run %v", got)
+	}
+	if got := endpoints(v, b.Cluster.Self()); !v.Partial || !slices.Equal(got, addresses(cb)) {
+		t.Errorf("b's containers are %v, want %v (partial %v)", got, addresses(cb), v.Partial)
+	}
+	a.HealStore()
+	sees(t, b, nb, a, up...)
+	sees(t, a, na, b, cb)
+	settled(t, a)
+}
+
+// What is remembered of the others may be lost or damaged: then less is known, and
+// nothing fails.
+func TestRestartWithoutStoreAndCache(t *testing.T) {
+	t.Parallel()
+	for name, damage := range map[string]func(path string) error{
+		"lost":    os.Remove,
+		"torn":    func(path string) error { return os.Truncate(path, 100) },
+		"garbage": func(path string) error { return os.WriteFile(path, []byte("garbage"), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, b, na, nb, ca, cb := pair(t)
+			a.Crash()
+			if err := damage(filepath.Join(a.Dir, "cache.db")); err != nil {
+				t.Fatal(err)
+			}
+			a.CutStore()
+			if err := a.StartCut(); err != nil {
+				t.Fatal(err)
+			}
+			more := a.MustRun(na, sim.Run{})
+			if v, complete := a.View(na); complete || len(endpoints(v, b.Cluster.Self())) != 0 {
+				t.Errorf("complete %v, b's containers %v", complete, endpoints(v, b.Cluster.Self()))
+			}
+			a.HealStore()
+			sees(t, a, na, b, cb)
+			sees(t, b, nb, a, ca, more)
+		})
+	}
+}
+
+// A network that was left is not remembered, and one that nobody uses at the
+// moment is.
+func TestWhatIsRemembered(t *testing.T) {
+	t.Parallel()
+	a, b, na, nb, ca, cb := pair(t)
+	id := networkID(t, a, na)
+	remembered := func() map[carrick.HostID]snapshot.Record {
+		cache := snapshot.Open(a.Dir, slog.New(slog.DiscardHandler))
+		defer func() { _ = cache.Close() }()
+		return cache.Load(id)
+	}
+	a.Stop(ca)
+	a.Cluster.Unfollow(id)
+	a.Crash()
+	if got := remembered(); len(got) != 1 || got[b.Cluster.Self()].Endpoints[0].ID != cb.Endpoint {
+		t.Errorf("of a network without containers here it remembers %+v", got)
+	}
+	a.CutStore()
+	if err := a.StartCut(); err != nil {
+		t.Fatal(err)
+	}
+	ca = a.MustRun(na, sim.Run{})
+	if v, _ := a.View(na); len(endpoints(v, b.Cluster.Self())) != 1 {
+		t.Errorf("the first container finds %v", v.Endpoints)
+	}
+	a.HealStore()
+	sees(t, a, na, b, cb)
+	b.Stop(cb)
+	sees(t, a, na, b)
+	a.Crash()
+	if got := remembered(); len(got) != 0 {
+		t.Errorf("of a host without containers it remembers %+v", got)
+	}
+	a.Start()
+	cb = b.MustRun(nb, sim.Run{})
+	a.Stop(a.MustRun(na, sim.Run{}))
+	sees(t, a, na, b, cb)
+	a.Stop(ca)
+	if err := a.NetworkRm("app"); err != nil {
+		t.Fatal(err)
+	}
+	a.Crash()
+	if got := remembered(); len(got) != 0 {
+		t.Errorf("of a network that was left it remembers %+v", got)
+	}
+	// Nor does it if the agent died before it could forget.
+	cache := snapshot.Open(a.Dir, slog.New(slog.DiscardHandler))
+	cache.Put(id, b.Cluster.Self(), snapshot.Record{Num: 1, Seq: 9, Endpoints: []carrick.Endpoint{{ID: cb.Endpoint, Addrs: []netip.Addr{cb.Addr.Addr()}, MAC: cb.MAC}}})
+	if err := cache.Close(); err != nil || len(remembered()) != 1 {
+		t.Fatal("nothing to forget", err)
+	}
+	a.Start()
+	a.Crash()
+	if got := remembered(); len(got) != 0 {
+		t.Errorf("of a network that it does not have it remembers %+v", got)
+	}
+}
+
+// A Join waits for a network's first snapshot once, and while the store does not
+// answer not at all.
+func TestOneWaitForTheFirstSnapshot(t *testing.T) {
+	t.Parallel()
+	a, _, na, _, _, _ := pair(t)
+	id := networkID(t, a, na)
+	never := t.Context() // as long as the test
+	if !a.Cluster.Loaded(never, id) {
+		t.Error("what is loaded is not")
+	}
+	a.Crash()
+	a.CutStore()
+	if err := a.StartCut(); err != nil {
+		t.Fatal(err)
+	}
+	sim.Eventually(t, "the store was asked in vain", func() bool { return a.Cluster.Health().Err != nil })
+	if a.Cluster.Loaded(never, id) {
+		t.Error("what is remembered passes for loaded")
+	}
+	a.Crash()
+	a.HealStore()
+	a.Store.Stall()
+	if err := a.StartCut(); err != nil {
+		t.Fatal(err)
+	}
+	a.Cluster.Follow(id)
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if a.Cluster.Loaded(over, id) || a.Cluster.Loaded(never, id) {
+		t.Error("nothing is loaded from a store that does not answer")
+	}
+	a.Store.Heal()
+	sim.Eventually(t, "it is loaded", func() bool { return a.Cluster.Loaded(never, id) })
+}
+
+func networkID(t *testing.T, h *sim.Host, n *sim.Network) carrick.NetworkID {
+	t.Helper()
+	rec, err := h.Cluster.Journal().ByAlias(n.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rec.Conf.ID
 }
 
 // A container that is created again and again, while the store is away, leaves

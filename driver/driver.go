@@ -56,7 +56,7 @@ type Config struct {
 // Limits of waiting inside a call.
 const (
 	joinLimit     = 10 * time.Second // Join's verdict
-	snapshotLimit = time.Second      // a network's first snapshot on this host
+	snapshotLimit = time.Second      // a network's first snapshot on this host, once, while the store answers
 	storeLimit    = 8 * time.Second  // whatever asks the store
 )
 
@@ -308,7 +308,7 @@ func (d *Driver) join(ctx context.Context, n carrick.Network, ep carrick.Endpoin
 	loaded := d.cfg.Cluster.Loaded(sctx, n.ID)
 	scancel()
 	if !loaded {
-		d.cfg.Log.Warn("joining without the network's snapshot", "network", n.Label())
+		d.cfg.Log.Warn("joining with what is remembered of other hosts: the store has not told yet", "network", n.Label())
 	}
 	if err := d.cfg.Realizer.Realize(ctx, n.ID, ep); err != nil {
 		return err

@@ -159,6 +159,8 @@ func (c *file) write(b batch) error {
 			if fr.value, err = encode(r); err != nil {
 				return err
 			}
+		} else if c.index[k.net][k.host].n == 0 {
+			continue
 		}
 		if err := add(fr); err != nil {
 			return err

@@ -13,6 +13,7 @@ import (
 	"github.com/carrick-net/carrick/agent"
 	"github.com/carrick-net/carrick/cluster"
 	"github.com/carrick-net/carrick/cluster/journal"
+	"github.com/carrick-net/carrick/cluster/snapshot"
 	"github.com/carrick-net/carrick/datapath"
 	"github.com/carrick-net/carrick/dockerapi"
 	"github.com/carrick-net/carrick/driver"
@@ -38,6 +39,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer closeWith(jr.Close)
+	cache := snapshot.Open(cfg.StateDir, log.With("part", "cache"))
+	defer closeWith(cache.Close)
 	overlay, err := datapath.Open(ctx, datapath.Config{
 		Kernel: nl.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Log: log.With("part", "datapath"),
 		// Where Docker's own overlay, of a swarm, has its devices: for messages only.
@@ -72,7 +75,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		defer closeWith(engine.Close)
 	}
 	facts := cluster.Config{
-		Store: store, Journal: jr, Name: cfg.Node, VTEP: under.Addr, MTU: under.MTU, Version: cfg.Version,
+		Store: store, Journal: jr, Cache: cache, Name: cfg.Node, VTEP: under.Addr, MTU: under.MTU, Version: cfg.Version,
 		Machine: readID("/etc/machine-id"), Boot: readID("/proc/sys/kernel/random/boot_id"),
 		LeaseTTL: leaseTTL, Grace: cfg.HostGrace, Log: log.With("part", "cluster"),
 		Changed: func(id carrick.NetworkID) {

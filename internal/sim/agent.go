@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster"
 	"github.com/carrick-net/carrick/cluster/journal"
+	"github.com/carrick-net/carrick/cluster/snapshot"
 	"github.com/carrick-net/carrick/driver"
 	"github.com/carrick-net/carrick/ipam"
 	"github.com/carrick-net/carrick/kvstore"
@@ -21,6 +23,7 @@ import (
 // agent is one life of a host's agent: what ends with its process.
 type agent struct {
 	jr      *journal.Journal
+	cache   *snapshot.Cache
 	store   *memory.Client
 	cluster *cluster.Cluster
 	ipam    *ipam.Driver
@@ -125,8 +128,9 @@ func (h *Host) launch(name string, vtep netip.Addr) (*agent, error) {
 		log = slog.New(slog.NewTextHandler(testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	}
 	log = log.With("host", name)
+	a.cache = snapshot.Open(h.Dir, log)
 	a.cluster = cluster.New(cluster.Config{
-		Store: store, Journal: a.jr, Name: name, VTEP: vtep, MTU: h.opts.MTU, Version: "sim", Machine: "machine-" + h.Name, Boot: boot,
+		Store: store, Journal: a.jr, Cache: a.cache, Name: name, VTEP: vtep, MTU: h.opts.MTU, Version: "sim", Machine: "machine-" + h.Name, Boot: boot,
 		Rest: h.opts.Rest, Grace: h.opts.Grace, Uptime: func() time.Duration { return time.Since(booted) },
 		Log: log, Changed: h.noteChange,
 	})
@@ -196,7 +200,7 @@ func (h *Host) Crash() {
 	if err := <-a.ended; err != nil {
 		h.t.Errorf("%s: %v", h.Name, err)
 	}
-	_ = a.jr.Close()
+	_ = errors.Join(a.cache.Close(), a.jr.Close())
 	if a.isDead() {
 		h.reconnect()
 	}
