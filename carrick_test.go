@@ -2,6 +2,7 @@ package carrick_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -25,9 +26,36 @@ func TestMACFor(t *testing.T) {
 	if six[0] != 0x06 || six == carrick.MACFor(4243, netip.MustParseAddr("fd00::2")) || six == carrick.MACFor(4242, netip.MustParseAddr("fd00::3")) {
 		t.Errorf("MAC of an IPv6 address is %s, alike in another network or for another address", six)
 	}
+	if got := six.String(); got != "06:7c:23:0f:1a:54" {
+		t.Errorf("MAC of fd00::2 in VNI 4242 is %s", got)
+	}
 	for v := carrick.VNI(1); v < 300; v++ {
 		if m := carrick.MACFor(v, a); !m.IsUnicast() || m[0]&2 == 0 {
 			t.Fatalf("%s is no locally administered unicast address", m)
+		}
+	}
+}
+
+// Addresses that nobody asked for never meet in one MAC, whichever blocks they
+// come from.
+func TestMACsOfIPv6AddressesAreUnique(t *testing.T) {
+	t.Parallel()
+	seen := map[carrick.MAC]netip.Addr{}
+	note := func(a netip.Addr) {
+		m := carrick.MACFor(4242, a)
+		if other, twice := seen[m]; twice && other != a {
+			t.Fatalf("%s and %s have MAC %s", other, a, m)
+		}
+		seen[m] = a
+	}
+	a := netip.MustParseAddr("fd00:42::2")
+	for range 100000 {
+		note(a)
+		a = a.Next()
+	}
+	for i := range 300 {
+		for k := range 300 {
+			note(netip.MustParseAddr(fmt.Sprintf("fd00:42::%x:%x", i, k)))
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package carrick
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"hash/fnv"
@@ -55,27 +56,31 @@ func (m *MAC) UnmarshalText(b []byte) error {
 // MACFor derives an endpoint's MAC from its network's VNI and its address, so
 // that a container which keeps its address keeps its MAC and its neighbours'
 // caches stay right. IPv4: 02, one hash byte of the VNI, the four octets of
-// the address: unique within a network by construction. IPv6: 06 and 40 bits
-// of a hash of (VNI, address): collisions are possible and the caller refuses
-// a known one. Both are locally administered unicast addresses.
+// the address: unique within a network by construction. IPv6: 06 and the last
+// five octets of the address, disguised by a hash of the VNI and the first
+// eleven: unique among the addresses of a /88, from which all come that nobody
+// asked for; beyond it collisions are possible, and the caller refuses a known
+// one. Both are locally administered unicast addresses.
 func MACFor(vni VNI, addr netip.Addr) MAC {
 	addr = addr.Unmap()
 	if addr.Is4() {
 		a := addr.As4()
-		h := vniHash(vni, nil)
-		return MAC{0x02, byte(h), a[0], a[1], a[2], a[3]}
+		return MAC{0x02, byte(vniHash(vni)), a[0], a[1], a[2], a[3]}
 	}
 	a := addr.As16()
-	h := vniHash(vni, a[:])
-	return MAC{0x06, byte(h >> 32), byte(h >> 24), byte(h >> 16), byte(h >> 8), byte(h)}
+	h := sha256.Sum256(append([]byte{byte(vni >> 16), byte(vni >> 8), byte(vni)}, a[:11]...))
+	m := MAC{0x06}
+	for i, b := range a[11:] {
+		m[1+i] = b ^ h[i]
+	}
+	return m
 }
 
-// vniHash is FNV-1a over the VNI and extra. It is part of the protocol between
-// hosts: changing it changes every container's MAC.
-func vniHash(vni VNI, extra []byte) uint64 {
+// vniHash is FNV-1a over the VNI. It, like all of MACFor, is part of the protocol
+// between hosts: changing it changes every container's MAC.
+func vniHash(vni VNI) uint64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte{byte(vni >> 16), byte(vni >> 8), byte(vni)})
-	_, _ = h.Write(extra)
 	s := h.Sum64()
 	// Fold: FNV's low bits alone mix the last input bytes best.
 	return s ^ s>>40
