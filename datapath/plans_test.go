@@ -29,6 +29,8 @@ func mac(i int) carrick.MAC { return carrick.MAC{2, 0, 10, 0, 0, byte(i)} }
 
 func ip4(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}) }
 
+func ip6(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("fd00:10::%x", i)) }
+
 // spec is a plan in a few words.
 type spec struct {
 	local  []int            // endpoints here
@@ -39,6 +41,7 @@ type spec struct {
 	vtep   string
 	mtu    int
 	flood  bool
+	dual   bool // endpoints there have IPv6 addresses as well
 	macOf  func(int) carrick.MAC
 }
 
@@ -81,6 +84,9 @@ func (s spec) plan() plan.Network {
 		n.FDB = append(n.FDB, plan.FDBRow{MAC: s.macOf(i), VTEP: addr(vtep[0])})
 		n.Bridged = append(n.Bridged, plan.BridgeRow{MAC: s.macOf(i), Port: plan.VXLANName})
 		n.Neigh = append(n.Neigh, plan.NeighRow{Addr: ip4(i), MAC: s.macOf(i)})
+		if s.dual {
+			n.Neigh = append(n.Neigh, plan.NeighRow{Addr: ip6(i), MAC: s.macOf(i)})
+		}
 	}
 	if s.flood {
 		for h := range hosts { // in any order
@@ -108,6 +114,7 @@ func plans() map[string]plan.Network {
 		"other port":       spec{local: []int{1, 2}, remote: far, flood: true, port: 8472}.plan(),
 		"other VTEP":       spec{local: []int{1, 2}, remote: far, flood: true, vtep: "192.0.2.9"}.plan(),
 		"IPv6 underlay":    spec{local: []int{1, 2}, remote: six, flood: true, vtep: "2001:db8::1"}.plan(),
+		"dual stack":       spec{local: []int{1, 2}, remote: far, flood: true, dual: true}.plan(),
 		"other containers": spec{local: []int{2, 3}, remote: map[int][]string{11: {"192.0.2.3"}, 1: {"192.0.2.2"}}, flood: true}.plan(),
 		"one cut off":      spec{local: []int{1, 2}, down: []int{1}, remote: far, flood: true}.plan(),
 		"all cut off":      spec{local: []int{1, 2}, down: []int{1, 2}, remote: map[int][]string{1: {"192.0.2.2"}}, flood: true}.plan(),

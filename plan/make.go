@@ -62,6 +62,11 @@ func Make(v carrick.View, me carrick.HostID) Network {
 		}
 		m.hasAddrs(me, e)
 	}
+	// The kernel has no IPv6, and takes no IPv6 neighbours, on devices below its MTU.
+	carries6 := mtu >= carrick.MinMTU6
+	if _, six := v.Network.Pool(carrick.IPv6); six && !carries6 {
+		m.problem("MTU is %d here and IPv6 needs %d: containers of this host reach nobody over IPv6: raise the MTU of the underlay, or make the network again without IPv6", mtu, carrick.MinMTU6)
+	}
 	for _, h := range others {
 		if v.Network.Flood {
 			n.FDB = append(n.FDB, FDBRow{VTEP: h.VTEP})
@@ -72,7 +77,9 @@ func Make(v carrick.View, me carrick.HostID) Network {
 				n.Bridged = append(n.Bridged, BridgeRow{e.MAC, VXLANName})
 			}
 			for _, a := range m.hasAddrs(h.ID, e) {
-				n.Neigh = append(n.Neigh, NeighRow{a, e.MAC})
+				if a.Is4() || carries6 {
+					n.Neigh = append(n.Neigh, NeighRow{a, e.MAC})
+				}
 			}
 		}
 	}

@@ -2,6 +2,7 @@ package plan_test
 
 import (
 	"flag"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -47,6 +48,22 @@ func view() carrick.View {
 		},
 		Joined: map[carrick.EndpointID]bool{},
 		Fenced: map[carrick.EndpointID]bool{},
+	}
+}
+
+// dualStack gives the network an IPv6 pool and each endpoint an address of it. The
+// one on h3 goes without, as containers with IPv6 turned off do.
+func dualStack(v *carrick.View) {
+	v.Network.Pools = append(v.Network.Pools, carrick.Pool{Prefix: netip.MustParsePrefix("fd00:42::/64"), Gateway: netip.MustParseAddr("fd00:42::1"), Block: 122})
+	for h, eps := range v.Endpoints {
+		for i := range eps {
+			last := eps[i].Addrs[0].As4()[3]
+			six := netip.MustParseAddr(fmt.Sprintf("fd00:42::%x", last))
+			eps[i].Addrs = append(slices.Clone(eps[i].Addrs), six)
+		}
+		if h == h3 {
+			eps[0].Addrs = eps[0].Addrs[:1]
+		}
 	}
 }
 
@@ -106,7 +123,23 @@ func TestPlans(t *testing.T) {
 		},
 		"partial":          func(v *carrick.View) { v.Partial = true; delete(v.Endpoints, h3) },
 		"partial-and-gone": func(v *carrick.View) { v.Partial = true; delete(v.Endpoints, h1) },
-		"user-mac":         func(v *carrick.View) { v.Endpoints[h2][0].MAC = carrick.MAC{2, 0, 0, 0, 0, 7} },
+		"dual-stack":       dualStack,
+		"ipv6-only": func(v *carrick.View) {
+			dualStack(v)
+			v.Network.Pools = v.Network.Pools[1:]
+			delete(v.Endpoints, h3)
+			for _, eps := range v.Endpoints {
+				for i := range eps {
+					eps[i].Addrs = eps[i].Addrs[1:]
+					eps[i].MAC = carrick.MACFor(4242, eps[i].Addrs[0])
+				}
+			}
+		},
+		"too-small-for-ipv6": func(v *carrick.View) {
+			dualStack(v)
+			v.Network.MTU = 1279
+		},
+		"user-mac": func(v *carrick.View) { v.Endpoints[h2][0].MAC = carrick.MAC{2, 0, 0, 0, 0, 7} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
