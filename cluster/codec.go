@@ -252,12 +252,7 @@ func (r *confRecord) validate() error {
 	if !carrick.ValidID(string(r.ID)) || r.Tenant == "" || r.VNI == 0 || r.VNI > carrick.MaxVNI || len(r.Pools) == 0 {
 		return fmt.Errorf("network %q tenant %q VNI %d with %d pools", r.ID, r.Tenant, r.VNI, len(r.Pools))
 	}
-	for _, p := range r.Pools {
-		if err := p.Validate(); err != nil {
-			return err
-		}
-	}
-	return nil
+	return carrick.ValidatePools(r.Pools)
 }
 
 // membersRecord orders joins and removals: each rewrites it under its version.
