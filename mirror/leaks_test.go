@@ -115,7 +115,7 @@ func TestEndpointThatNeverJoined(t *testing.T) {
 	k := newKernel(always(true, nil))
 	_, f := startWith(t, k)
 	err := f.jr.Update(func(tx *journal.Tx) error {
-		tx.PutEndpoint(journal.Endpoint{Endpoint: carrick.Endpoint{ID: "never"}, Network: net1, Docker: alias1})
+		tx.PutEndpoint(journal.Endpoint{Endpoint: carrick.Endpoint{ID: "never", Addrs: []netip.Addr{unleased}}, Network: net1, Docker: alias1})
 		return nil
 	})
 	if err != nil {

@@ -170,6 +170,13 @@ var (
 	alias2 = carrick.DockerNetworkID(strings.Repeat("2", 64))
 )
 
+// unleased is an address of endpoints whose addresses are of no interest.
+var unleased = netip.MustParseAddr("10.42.0.254")
+
+func conf(id carrick.NetworkID) carrick.Network {
+	return carrick.Network{ID: id, Pools: []carrick.Pool{{Prefix: netip.MustParsePrefix("10.42.0.0/16"), Block: 26}}}
+}
+
 func start(t *testing.T) (*engine, *facts) {
 	t.Helper()
 	return startWith(t, nil)
@@ -184,9 +191,9 @@ func startWith(t *testing.T, w mirror.Witness) (*engine, *facts) {
 	}
 	t.Cleanup(func() { _ = jr.Close() })
 	err = jr.Update(func(tx *journal.Tx) error {
-		tx.PutNetwork(journal.Network{Conf: carrick.Network{ID: net1}, Aliases: []journal.Alias{{Docker: alias1}}})
-		tx.PutNetwork(journal.Network{Conf: carrick.Network{ID: net2}, Aliases: []journal.Alias{{Docker: alias2}}})
-		tx.PutEndpoint(journal.Endpoint{Endpoint: carrick.Endpoint{ID: "used"}, Network: net2})
+		tx.PutNetwork(journal.Network{Conf: conf(net1), Aliases: []journal.Alias{{Docker: alias1}}})
+		tx.PutNetwork(journal.Network{Conf: conf(net2), Aliases: []journal.Alias{{Docker: alias2}}})
+		tx.PutEndpoint(journal.Endpoint{Endpoint: carrick.Endpoint{ID: "used", Addrs: []netip.Addr{unleased}}, Network: net2})
 		return nil
 	})
 	if err != nil {
@@ -251,7 +258,7 @@ func TestEndpointsTheEngineForgot(t *testing.T) {
 	put := func(id carrick.EndpointID, joined bool, addrs ...netip.Addr) {
 		t.Helper()
 		err := f.jr.Update(func(tx *journal.Tx) error {
-			tx.PutEndpoint(journal.Endpoint{Endpoint: carrick.Endpoint{ID: id, Addrs: addrs}, Network: net1, Docker: alias1, Joined: joined})
+			tx.PutEndpoint(journal.Endpoint{Endpoint: carrick.Endpoint{ID: id, Addrs: append(addrs, unleased)}, Network: net1, Docker: alias1, Joined: joined})
 			for _, a := range addrs {
 				tx.PutLease(journal.Lease{Network: net1, Addr: a, Endpoint: id})
 			}

@@ -1,10 +1,6 @@
 package journal
 
 import (
-	"encoding/json"
-
-	"go.etcd.io/bbolt"
-
 	"github.com/carrick-net/carrick"
 )
 
@@ -21,17 +17,13 @@ func (j *Journal) Registered() bool {
 // journal was lost. It comes before anything else is written, and before anybody
 // asks who this host is.
 func (j *Journal) Adopt(host carrick.HostID) error {
-	id := j.id
+	id := j.Identity()
 	id.Host = host
-	raw, err := json.Marshal(id)
-	if err != nil {
+	if err := j.Update(func(tx *Tx) error { tx.changes.identity = &id; return nil }); err != nil {
 		return err
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if err := j.write(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyIdentity, raw) }); err != nil {
-		return err
-	}
-	j.id, j.registered = id, true
+	j.registered = true
 	return nil
 }

@@ -11,5 +11,5 @@ import (
 func QueueLen(j *Journal, id carrick.NetworkID, pool netip.Prefix) int {
 	j.mu.RLock()
 	defer j.mu.RUnlock()
-	return len(j.usages[usageKey{id, pool}].queue)
+	return len(j.durable.usages[usageKey{id, pool}].queue)
 }

@@ -1,183 +1,114 @@
 package journal
 
 import (
-	"encoding/json"
+	"maps"
 	"net/netip"
 	"time"
-
-	"go.etcd.io/bbolt"
 
 	"github.com/carrick-net/carrick"
 )
 
 // Tx collects changes that reach the disk together or not at all. Getters see
-// the changes made so far. It is valid inside [Journal.Update] only.
+// the changes made so far, and those of the transactions before. It is valid
+// inside [Journal.Update] only.
 type Tx struct {
-	j         *Journal
-	networks  map[carrick.NetworkID]*Network // nil: deleted
-	endpoints map[carrick.EndpointID]*Endpoint
-	leases    map[leaseKey]*Lease
-	hosts     map[carrick.HostID]*carrick.Host
-	releases  uint64
-	meta      Meta
+	base     *tables // read only
+	changes  *changes
+	releases uint64
+	meta     Meta
 }
 
-// Update runs fn and makes its changes durable before it returns. If fn or the
-// disk fails nothing has changed, neither on disk nor in memory.
-func (j *Journal) Update(fn func(*Tx) error) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	tx := &Tx{
-		j:         j,
-		networks:  map[carrick.NetworkID]*Network{},
-		endpoints: map[carrick.EndpointID]*Endpoint{},
-		leases:    map[leaseKey]*Lease{},
-		hosts:     map[carrick.HostID]*carrick.Host{},
-		releases:  j.releases,
-		meta:      j.meta,
-	}
-	if err := fn(tx); err != nil {
-		return err
-	}
-	if len(tx.networks)+len(tx.endpoints)+len(tx.leases)+len(tx.hosts) == 0 && tx.meta == j.meta {
-		return nil
-	}
-	if err := j.write(tx.write); err != nil {
-		return err
-	}
-	merge(j.networks, tx.networks)
-	merge(j.endpoints, tx.endpoints)
-	j.mergeLeases(tx.leases)
-	merge(j.hosts, tx.hosts)
-	j.releases, j.meta = tx.releases, tx.meta
-	return nil
+func newTx(base *tables) *Tx {
+	return &Tx{base: base, changes: newChanges(), releases: base.releases, meta: base.meta}
 }
 
-func merge[K comparable, V any](into map[K]V, from map[K]*V) {
-	for k, v := range from {
-		if v == nil {
-			delete(into, k)
-		} else {
-			into[k] = *v
-		}
+// done ends the collecting and returns the changes.
+func (tx *Tx) done() *changes {
+	if tx.meta != tx.base.meta {
+		tx.changes.meta = &tx.meta
 	}
+	return tx.changes
 }
 
-func (tx *Tx) write(db *bbolt.Tx) error {
-	if err := writeBucket(db, bucketNetworks, tx.networks, func(id carrick.NetworkID) string { return string(id) }); err != nil {
-		return err
+// network is Network without a copy.
+func (tx *Tx) network(id carrick.NetworkID) (Network, bool) {
+	if n, ok := tx.changes.networks[id]; ok {
+		return deref(n)
 	}
-	if err := writeBucket(db, bucketEndpoints, tx.endpoints, func(id carrick.EndpointID) string { return string(id) }); err != nil {
-		return err
-	}
-	if err := writeBucket(db, bucketHosts, tx.hosts, func(id carrick.HostID) string { return string(id) }); err != nil {
-		return err
-	}
-	if tx.meta != tx.j.meta {
-		raw, err := json.Marshal(tx.meta)
-		if err != nil {
-			return err
-		}
-		if err := db.Bucket(bucketMeta).Put(keyMeta, raw); err != nil {
-			return err
-		}
-	}
-	return writeBucket(db, bucketLeases, tx.leases, func(k leaseKey) string { return string(k.net) + "/" + k.addr.String() })
+	n, ok := tx.base.networks[id]
+	return n, ok
 }
 
-func writeBucket[K comparable, V any](db *bbolt.Tx, name []byte, changes map[K]*V, key func(K) string) error {
-	b := db.Bucket(name)
-	for k, v := range changes {
-		if v == nil {
-			if err := b.Delete([]byte(key(k))); err != nil {
-				return err
-			}
-			continue
-		}
-		raw, err := json.Marshal(v)
-		if err != nil {
-			return err
-		}
-		if err := b.Put([]byte(key(k)), raw); err != nil {
-			return err
-		}
+func deref[T any](v *T) (T, bool) {
+	if v == nil {
+		var none T
+		return none, false
 	}
-	return nil
-}
-
-// lookup finds k among a transaction's changes, then in the journal.
-func lookup[K comparable, V any](changes map[K]*V, base map[K]V, k K) (V, bool) {
-	if v, ok := changes[k]; ok {
-		if v == nil {
-			var none V
-			return none, false
-		}
-		return *v, true
-	}
-	v, ok := base[k]
-	return v, ok
+	return *v, true
 }
 
 // Network returns a network's record.
 func (tx *Tx) Network(id carrick.NetworkID) (Network, bool) {
-	n, ok := lookup(tx.networks, tx.j.networks, id)
+	n, ok := tx.network(id)
 	return n.clone(), ok
 }
 
 // PutNetwork stores a network's record.
-func (tx *Tx) PutNetwork(n Network) { n = n.clone(); tx.networks[n.Conf.ID] = &n }
+func (tx *Tx) PutNetwork(n Network) { n = n.clone(); tx.changes.networks[n.Conf.ID] = &n }
 
 // DeleteNetwork removes a network with its leases and endpoints.
 func (tx *Tx) DeleteNetwork(id carrick.NetworkID) {
-	tx.networks[id] = nil
-	for k, e := range tx.j.endpoints {
-		if e.Network == id {
-			tx.endpoints[k] = nil
-		}
-	}
-	for k, e := range tx.endpoints {
-		if e != nil && e.Network == id {
-			tx.endpoints[k] = nil
-		}
-	}
 	for a := range tx.Leases(id) {
-		tx.DeleteLease(id, a)
+		tx.changes.leases[leaseKey{id, a}] = nil
 	}
+	for _, e := range tx.Endpoints(id) {
+		tx.changes.endpoints[e.ID] = nil
+	}
+	tx.changes.networks[id] = nil
+}
+
+// endpoint is Endpoint without a copy.
+func (tx *Tx) endpoint(id carrick.EndpointID) (Endpoint, bool) {
+	if e, ok := tx.changes.endpoints[id]; ok {
+		return deref(e)
+	}
+	return tx.base.endpoint(id)
 }
 
 // Endpoint returns an endpoint's record.
 func (tx *Tx) Endpoint(id carrick.EndpointID) (Endpoint, bool) {
-	return lookup(tx.endpoints, tx.j.endpoints, id)
+	e, ok := tx.endpoint(id)
+	return e.clone(), ok
 }
 
 // Endpoints returns a network's local endpoints, with the transaction's changes,
 // in no order.
 func (tx *Tx) Endpoints(id carrick.NetworkID) []Endpoint {
 	var out []Endpoint
-	for k, e := range tx.j.endpoints {
-		if _, changed := tx.endpoints[k]; !changed && e.Network == id {
-			out = append(out, e)
+	for k, e := range tx.base.endpoints[id] {
+		if _, changed := tx.changes.endpoints[k]; !changed {
+			out = append(out, e.clone())
 		}
 	}
-	for _, e := range tx.endpoints {
+	for _, e := range tx.changes.endpoints {
 		if e != nil && e.Network == id {
-			out = append(out, *e)
+			out = append(out, e.clone())
 		}
 	}
 	return out
 }
 
 // PutEndpoint stores an endpoint's record.
-func (tx *Tx) PutEndpoint(e Endpoint) { tx.endpoints[e.ID] = &e }
+func (tx *Tx) PutEndpoint(e Endpoint) { e = e.clone(); tx.changes.endpoints[e.ID] = &e }
 
 // DeleteEndpoint removes an endpoint and unbinds its addresses, which stay given
 // out until they are released.
 func (tx *Tx) DeleteEndpoint(id carrick.EndpointID) {
-	e, ok := tx.Endpoint(id)
+	e, ok := tx.endpoint(id)
 	if !ok {
 		return
 	}
-	tx.endpoints[id] = nil
+	tx.changes.endpoints[id] = nil
 	for _, a := range e.Addrs {
 		if l, ok := tx.Lease(e.Network, a); ok && l.Endpoint == id {
 			l.Endpoint = ""
@@ -188,33 +119,37 @@ func (tx *Tx) DeleteEndpoint(id carrick.EndpointID) {
 
 // Lease returns an address's record.
 func (tx *Tx) Lease(id carrick.NetworkID, a netip.Addr) (Lease, bool) {
-	return lookup(tx.leases, tx.j.leases, leaseKey{id, a})
+	k := leaseKey{id, a}
+	if l, ok := tx.changes.leases[k]; ok {
+		return deref(l)
+	}
+	return tx.base.lease(k)
 }
 
 // PutLease stores an address's record.
-func (tx *Tx) PutLease(l Lease) { tx.leases[leaseKey{l.Network, l.Addr}] = &l }
+func (tx *Tx) PutLease(l Lease) {
+	tx.changes.leases[leaseKey{l.Network, l.Addr}] = &l
+	tx.releases = max(tx.releases, l.Released)
+}
 
 // DeleteLease forgets an address: its block is no longer this host's.
-func (tx *Tx) DeleteLease(id carrick.NetworkID, a netip.Addr) { tx.leases[leaseKey{id, a}] = nil }
+func (tx *Tx) DeleteLease(id carrick.NetworkID, a netip.Addr) {
+	tx.changes.leases[leaseKey{id, a}] = nil
+}
 
 // Release marks an address as resting since now: it will be reused after every
 // address that was released before it. The stamp of its last use stays.
 func (tx *Tx) Release(id carrick.NetworkID, a netip.Addr, now time.Time) {
 	old, _ := tx.Lease(id, a)
-	tx.releases++
-	tx.PutLease(Lease{Network: id, Addr: a, Released: tx.releases, At: now, Gen: old.Gen})
+	tx.PutLease(Lease{Network: id, Addr: a, Released: tx.releases + 1, At: now, Gen: old.Gen})
 }
 
 // Leases returns every address of a network this host remembers, with the
 // transaction's changes.
 func (tx *Tx) Leases(id carrick.NetworkID) map[netip.Addr]Lease {
-	out := map[netip.Addr]Lease{}
-	for k, l := range tx.j.leases {
-		if k.net == id {
-			out[k.addr] = l
-		}
-	}
-	for k, l := range tx.leases {
+	out := make(map[netip.Addr]Lease, len(tx.base.leases[id]))
+	maps.Copy(out, tx.base.leases[id])
+	for k, l := range tx.changes.leases {
 		switch {
 		case k.net != id:
 		case l == nil:
@@ -226,26 +161,45 @@ func (tx *Tx) Leases(id carrick.NetworkID) map[netip.Addr]Lease {
 	return out
 }
 
+// maxWitness bounds how far a stamp can take the clock: no cluster comes near it
+// by uses of addresses, and past the stamp's width the clock would begin anew.
+const maxWitness = 1 << 39
+
 // Stamp advances the clock and returns the stamp of a use that begins now.
 func (tx *Tx) Stamp() carrick.Gen {
 	tx.meta.Clock++
 	return carrick.MakeGen(tx.meta.Epoch.Num, tx.meta.Clock)
 }
 
-// Witness advances the clock to at least that of a stamp heard from elsewhere.
-func (tx *Tx) Witness(g carrick.Gen) { tx.meta.Clock = max(tx.meta.Clock, g.Clock()) }
+// Witness advances the clock to at least that of a stamp heard from elsewhere. A
+// stamp that is out of reach by honest use, half of the width of a clock, is
+// nobody's and does nothing.
+func (tx *Tx) Witness(g carrick.Gen) {
+	if c := g.Clock(); c < maxWitness {
+		tx.meta.Clock = max(tx.meta.Clock, c)
+	}
+}
 
 // Meta returns what the journal remembers besides networks.
 func (tx *Tx) Meta() Meta { return tx.meta }
 
-// SetMeta replaces it.
-func (tx *Tx) SetMeta(m Meta) { tx.meta = m }
+// SetMeta replaces it, but for a clock that has gone on since m was read.
+func (tx *Tx) SetMeta(m Meta) {
+	m.Clock = max(m.Clock, tx.meta.Clock)
+	tx.meta = m
+}
 
 // Host returns the record of a host this one has heard of.
-func (tx *Tx) Host(id carrick.HostID) (carrick.Host, bool) { return lookup(tx.hosts, tx.j.hosts, id) }
+func (tx *Tx) Host(id carrick.HostID) (carrick.Host, bool) {
+	if h, ok := tx.changes.hosts[id]; ok {
+		return deref(h)
+	}
+	h, ok := tx.base.hosts[id]
+	return h, ok
+}
 
 // PutHost remembers a host.
-func (tx *Tx) PutHost(h carrick.Host) { tx.hosts[h.ID] = &h }
+func (tx *Tx) PutHost(h carrick.Host) { tx.changes.hosts[h.ID] = &h }
 
 // DeleteHost forgets a host: it was removed from the cluster.
-func (tx *Tx) DeleteHost(id carrick.HostID) { tx.hosts[id] = nil }
+func (tx *Tx) DeleteHost(id carrick.HostID) { tx.changes.hosts[id] = nil }

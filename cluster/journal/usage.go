@@ -35,26 +35,26 @@ type usageKey struct {
 }
 
 // usageOf finds the pool of an address among those of a network, or nil.
-func (j *Journal) usageOf(k leaseKey) *usage {
-	for _, p := range j.networks[k.net].Conf.Pools {
+func (t *tables) usageOf(k leaseKey) (usageKey, *usage) {
+	for _, p := range t.networks[k.net].Conf.Pools {
 		if !p.Prefix.Contains(k.addr) {
 			continue
 		}
 		key := usageKey{k.net, p.Prefix}
-		u := j.usages[key]
+		u := t.usages[key]
 		if u == nil {
 			u = &usage{pool: p, known: map[netip.Prefix]int{}}
-			j.usages[key] = u
+			t.usages[key] = u
 		}
-		return u
+		return key, u
 	}
-	return nil
+	return usageKey{}, nil
 }
 
-// mergeLeases makes changes part of the journal's memory. j.mu must be held, and
-// the networks merged.
-func (j *Journal) mergeLeases(changes map[leaseKey]*Lease) {
-	touched := map[*usage]bool{}
+// putLeases makes changes of leases part of the tables, which have the networks
+// already.
+func (t *tables) putLeases(changes map[leaseKey]*Lease) {
+	touched := map[usageKey]*usage{}
 	// In the order of release, so that queues grow at their ends.
 	order := func(k leaseKey) uint64 {
 		if now := changes[k]; now != nil {
@@ -65,24 +65,39 @@ func (j *Journal) mergeLeases(changes map[leaseKey]*Lease) {
 	keys := slices.SortedFunc(maps.Keys(changes), func(a, b leaseKey) int { return cmp.Compare(order(a), order(b)) })
 	for _, k := range keys {
 		now := changes[k]
-		if u := j.usageOf(k); u != nil {
-			old, had := j.leases[k]
+		if key, u := t.usageOf(k); u != nil {
+			old, had := t.lease(k)
 			u.change(k.addr, old, had, now)
-			touched[u] = true
+			touched[key] = u
 		}
 		if now == nil {
-			delete(j.leases, k)
-		} else {
-			j.leases[k] = *now
+			drop(t.leases, k.net, k.addr)
+			continue
+		}
+		put(t.leases, k.net, k.addr, *now)
+		t.releases = max(t.releases, now.Released)
+	}
+	for key, u := range touched {
+		u.trim(func(r rest) bool { return t.leases[key.net][r.addr].Released == r.order })
+	}
+}
+
+// recount counts the leases of a network whose pools have changed, or which was
+// not there.
+func (t *tables) recount(id carrick.NetworkID) {
+	maps.DeleteFunc(t.usages, func(k usageKey, _ *usage) bool { return k.net == id })
+	leases := slices.SortedFunc(maps.Values(t.leases[id]), func(a, b Lease) int { return cmp.Compare(a.Released, b.Released) })
+	for _, l := range leases {
+		if _, u := t.usageOf(leaseKey{id, l.Addr}); u != nil {
+			u.change(l.Addr, Lease{}, false, &l)
 		}
 	}
-	for key, u := range j.usages {
-		if _, ok := j.networks[key.net]; !ok {
-			delete(j.usages, key)
-		} else if touched[u] {
-			u.trim(func(r rest) bool { return j.leases[leaseKey{key.net, r.addr}].Released == r.order })
-		}
-	}
+}
+
+func samePools(a, b []carrick.Pool) bool {
+	return slices.EqualFunc(a, b, func(p, q carrick.Pool) bool {
+		return p.Prefix == q.Prefix && p.Range == q.Range && p.Gateway == q.Gateway && p.Block == q.Block && maps.Equal(p.Aux, q.Aux)
+	})
 }
 
 // change counts an address's lease as it is now instead of as it was.
@@ -143,7 +158,7 @@ func (u *usage) trim(counts func(rest) bool) {
 func (j *Journal) Taken(id carrick.NetworkID, pool netip.Prefix) int {
 	j.mu.RLock()
 	defer j.mu.RUnlock()
-	if u := j.usages[usageKey{id, pool}]; u != nil {
+	if u := j.durable.usages[usageKey{id, pool}]; u != nil {
 		return u.taken
 	}
 	return 0
@@ -151,7 +166,7 @@ func (j *Journal) Taken(id carrick.NetworkID, pool netip.Prefix) int {
 
 // pool returns a network's pool of a prefix.
 func (tx *Tx) pool(id carrick.NetworkID, prefix netip.Prefix) (carrick.Pool, bool) {
-	n, ok := lookup(tx.networks, tx.j.networks, id)
+	n, ok := tx.network(id)
 	i := slices.IndexFunc(n.Conf.Pools, func(p carrick.Pool) bool { return p.Prefix == prefix })
 	if !ok || i < 0 {
 		return carrick.Pool{}, false
@@ -163,12 +178,12 @@ func (tx *Tx) pool(id carrick.NetworkID, prefix netip.Prefix) (carrick.Pool, boo
 // with what the journal had.
 func (tx *Tx) changed(id carrick.NetworkID, pool carrick.Pool, part netip.Prefix) iter.Seq2[*Lease, *Lease] {
 	return func(yield func(was, is *Lease) bool) {
-		for k, is := range tx.leases {
+		for k, is := range tx.changes.leases {
 			if k.net != id || !part.Contains(k.addr) || !pool.Allocatable(k.addr) {
 				continue
 			}
 			var was *Lease
-			if old, had := tx.j.leases[k]; had {
+			if old, had := tx.base.lease(k); had {
 				was = &old
 			}
 			if !yield(was, is) {
@@ -185,7 +200,7 @@ func (tx *Tx) Taken(id carrick.NetworkID, prefix netip.Prefix) int {
 		return 0
 	}
 	n := 0
-	if u := tx.j.usages[usageKey{id, prefix}]; u != nil {
+	if u := tx.base.usages[usageKey{id, prefix}]; u != nil {
 		n = u.taken
 	}
 	for was, is := range tx.changed(id, pool, prefix) {
@@ -202,14 +217,14 @@ func (tx *Tx) Taken(id carrick.NetworkID, prefix netip.Prefix) int {
 // Known counts the addresses of a block of a network's pool that have a lease,
 // given out, lent or resting, and may be chosen for an endpoint.
 func (tx *Tx) Known(id carrick.NetworkID, block netip.Prefix) int {
-	n, ok := lookup(tx.networks, tx.j.networks, id)
+	n, ok := tx.network(id)
 	i := slices.IndexFunc(n.Conf.Pools, func(p carrick.Pool) bool { return p.Prefix.Contains(block.Addr()) })
 	if !ok || i < 0 {
 		return 0
 	}
 	pool := n.Conf.Pools[i]
 	count := 0
-	if u := tx.j.usages[usageKey{id, pool.Prefix}]; u != nil {
+	if u := tx.base.usages[usageKey{id, pool.Prefix}]; u != nil {
 		count = u.known[block]
 	}
 	for was, is := range tx.changed(id, pool, block) {
@@ -232,7 +247,7 @@ func (tx *Tx) Resting(id carrick.NetworkID, prefix netip.Prefix) iter.Seq[netip.
 			return
 		}
 		var queue []rest
-		if u := tx.j.usages[usageKey{id, prefix}]; u != nil {
+		if u := tx.base.usages[usageKey{id, prefix}]; u != nil {
 			queue = u.queue
 		}
 		var fresh []rest // released in this transaction, which is after all others
