@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -25,10 +26,15 @@ func (c *Cluster) normally(ctx context.Context, build builder) error {
 	return err
 }
 
+// errContested: another network has a network's subnet or VNI by now. Nothing of
+// it can be in the store until one of them is removed.
+var errContested = errors.New("cannot be published again")
+
 // confirm makes the store hold what the journal says of one network: its
 // configuration, this host's alias and its blocks. recovering allows it to
 // overwrite what was written before the store lost its past, whoever wrote it.
-// A block that is another host's by now is given up; see disputed.
+// A block that is another host's by now is given up; see disputed. Error:
+// [errContested], which is noted as a conflict, or the store's.
 func (c *Cluster) confirm(ctx context.Context, id carrick.NetworkID, commit committer, recovering bool) error {
 	if err := commit(ctx, func(ctx context.Context, t *kvstore.Txn, _ uint32) error {
 		return c.confirmConf(ctx, t, id)
@@ -86,12 +92,12 @@ func (c *Cluster) confirmConf(ctx context.Context, t *kvstore.Txn, id carrick.Ne
 	}
 	var encErr error
 	t.Version(keyConf(id), confVer).Version(keyMembers(id), membersVer).Version(keyAlias(id, c.self), aliasVer)
-	c.noteConflict(id, "")
 	if confVer == 0 {
 		if err := c.confirmSpace(ctx, t, n); err != nil {
-			c.noteConflict(id, err.Error())
-			t.Conds, t.Ops = nil, nil
-			return nil
+			if errors.Is(err, errContested) {
+				c.noteConflict(id, err.Error())
+			}
+			return err
 		}
 		head, headVer, err := get[headRecord](ctx, c, keyHead(id))
 		if err != nil {
@@ -106,6 +112,7 @@ func (c *Cluster) confirmConf(ctx context.Context, t *kvstore.Txn, id carrick.Ne
 	} else if conf.VNI != n.VNI || !slices.EqualFunc(conf.Pools, n.Pools, func(a, b carrick.Pool) bool { return a.Prefix == b.Prefix }) {
 		return fmt.Errorf("%s: %w: the store has another network under this id", keyConf(id), ErrRecord)
 	}
+	c.noteConflict(id, "")
 	if confVer == 0 || membersVer == 0 || !slices.Equal(alias.Aliases, want.Aliases) {
 		members.V = schema
 		members.Change++
@@ -127,12 +134,12 @@ func (c *Cluster) confirmSpace(ctx context.Context, t *kvstore.Txn, n carrick.Ne
 		other, err := space.find(n.Tenant, p.Prefix)
 		switch {
 		case err != nil:
-			return fmt.Errorf("network %s cannot be published again: %w", n.Label(), err)
+			return fmt.Errorf("network %s %w: %w", n.Label(), errContested, err)
 		case other == "":
 			space.Prefixes = append(space.Prefixes, tenantPrefix{p.Prefix, n.ID})
 			changed = true
 		case other != n.ID:
-			return fmt.Errorf("network %s cannot be published again: subnet %s is %s by now: remove one of them", n.Label(), p.Prefix, c.describeNetwork(ctx, other))
+			return fmt.Errorf("network %s %w: subnet %s is %s by now: remove one of them", n.Label(), errContested, p.Prefix, c.describeNetwork(ctx, other))
 		}
 	}
 	if changed {
@@ -146,7 +153,7 @@ func (c *Cluster) confirmSpace(ctx context.Context, t *kvstore.Txn, n carrick.Ne
 	case err != nil:
 		return err
 	case v != 0 && owner.Network != n.ID:
-		return fmt.Errorf("network %s cannot be published again: VNI %d is %s by now: remove one of them", n.Label(), n.VNI, c.describeNetwork(ctx, owner.Network))
+		return fmt.Errorf("network %s %w: VNI %d is %s by now: remove one of them", n.Label(), errContested, n.VNI, c.describeNetwork(ctx, owner.Network))
 	case v == 0:
 		t.Absent(keyVNI(n.VNI))
 		put(t, &encErr, keyVNI(n.VNI), &vniRecord{envelope{schema}, n.ID})

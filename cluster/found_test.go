@@ -47,3 +47,47 @@ func TestQuestionThatNobodyWaitsFor(t *testing.T) {
 		}
 	})
 }
+
+// A network whose place in the address space another one took, while its only
+// host was removed, is nowhere in the store: neither when the host comes back nor
+// when the store is written again.
+func TestContestedNetworkLeavesNothingInTheStore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		a, b := sim.NewHost(t, s, 1), sim.NewHost(t, s, 2)
+		old := b.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+		c := b.MustRun(old, sim.Run{})
+		pass(5 * time.Second)
+		b.CutStore()
+		if _, err := a.Cluster.RemoveHost(t.Context(), "h2", true); err != nil {
+			t.Fatal(err)
+		}
+		a.MustRun(a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"}), sim.Run{})
+		b.HealStore()
+		networks := func() int {
+			ids := map[string]bool{}
+			for line := range strings.Lines(s.Dump()) {
+				if rest, ok := strings.CutPrefix(line, "v1/net/"); ok {
+					ids[rest[:16]] = true
+				}
+			}
+			return len(ids)
+		}
+		for _, what := range []string{"its return", "a loss of the store"} {
+			if what == "a loss of the store" {
+				s.Wipe()
+			}
+			pass(5 * time.Minute)
+			if n := networks(); n != 1 {
+				t.Errorf("after %s there is something of %d networks in the store:\n%s", what, n, s.Dump())
+			}
+			if e, err := b.Cluster.Journal().Endpoint(c.Endpoint); what == "its return" && (err != nil || !e.Fenced) {
+				t.Errorf("the container of the removed host is not cut off: %+v %v", e, err)
+			}
+			if got := len(a.Cluster.Conflicts()) + len(b.Cluster.Conflicts()); got == 0 {
+				t.Errorf("after %s nobody tells of the conflict", what)
+			}
+		}
+	})
+}

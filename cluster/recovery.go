@@ -120,7 +120,11 @@ func (c *Cluster) takePart(ctx context.Context, r epochRecord) error {
 		if n.Leaving {
 			continue // nobody removes now; it is left when the recovery is over
 		}
-		if err := c.confirm(ctx, n.Conf.ID, under, true); err != nil {
+		err := c.confirm(ctx, n.Conf.ID, under, true)
+		if errors.Is(err, errContested) {
+			continue // it is told; the rest of the cluster need not wait
+		}
+		if err != nil {
 			return fmt.Errorf("recovery %d: network %s: %w", r.Num, n.Conf.Label(), err)
 		}
 		if err := c.publishAgain(ctx, n.Conf.ID); err != nil {

@@ -444,11 +444,14 @@ func (c *Cluster) holdBack(cut bool) error {
 // regain confirms everything this host has, in a normal epoch, and lets it
 // allocate again. again means that something is left to be asked for.
 func (c *Cluster) regain(ctx context.Context) (again bool, err error) {
+	contested := map[carrick.NetworkID]bool{}
 	for _, n := range c.jr.Networks() {
 		if n.Leaving {
 			continue
 		}
-		if err := c.confirm(ctx, n.Conf.ID, c.normally, false); err != nil {
+		err := c.confirm(ctx, n.Conf.ID, c.normally, false)
+		contested[n.Conf.ID] = errors.Is(err, errContested)
+		if err != nil && !contested[n.Conf.ID] {
 			return false, fmt.Errorf("regain network %s: %w", n.Conf.Label(), err)
 		}
 	}
@@ -462,7 +465,7 @@ func (c *Cluster) regain(ctx context.Context) (again bool, err error) {
 		return false, err
 	}
 	for _, n := range c.jr.Networks() {
-		if n.Leaving {
+		if n.Leaving || contested[n.Conf.ID] {
 			continue
 		}
 		if err := c.settleDisputes(ctx, n.Conf.ID); err != nil {

@@ -116,7 +116,11 @@ func (c *Cluster) settleOnce(ctx context.Context) error {
 // order, left different.
 func (c *Cluster) settleNetwork(ctx context.Context, n journal.Network) error {
 	id := n.Conf.ID
-	if err := c.confirm(ctx, id, c.normally, false); err != nil {
+	err := c.confirm(ctx, id, c.normally, false)
+	if errors.Is(err, errContested) {
+		return nil // it is told
+	}
+	if err != nil {
 		return err
 	}
 	if err := c.compareBlocks(ctx, id); err != nil {
