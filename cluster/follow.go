@@ -297,7 +297,11 @@ func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState)
 		c.suspect()
 		return nil
 	}
-	whole := c.recovering.IsZero()
+	// Later than the epoch this host is in: others recover, and it has not seen that.
+	whole := c.recovering.IsZero() && head.Num <= c.epoch.Num
+	if !whole {
+		c.suspect()
+	}
 	if whole {
 		for h := range n.remote {
 			if _, ok := remote[h]; !ok {
