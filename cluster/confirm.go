@@ -36,8 +36,8 @@ var errContested = errors.New("cannot be published again")
 // A block that is another host's by now is given up; see disputed. Error:
 // [errContested], which is noted as a conflict, or the store's.
 func (c *Cluster) confirm(ctx context.Context, id carrick.NetworkID, commit committer, recovering bool) error {
-	if err := commit(ctx, func(ctx context.Context, t *kvstore.Txn, _ uint32) error {
-		return c.confirmConf(ctx, t, id)
+	if err := commit(ctx, func(ctx context.Context, t *kvstore.Txn, num uint32) error {
+		return c.confirmConf(ctx, t, id, num)
 	}); err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (c *Cluster) confirm(ctx context.Context, id carrick.NetworkID, commit comm
 
 // confirmConf adds what is missing of a network's configuration and of this
 // host's alias.
-func (c *Cluster) confirmConf(ctx context.Context, t *kvstore.Txn, id carrick.NetworkID) error {
+func (c *Cluster) confirmConf(ctx context.Context, t *kvstore.Txn, id carrick.NetworkID, num uint32) error {
 	rec, err := c.jr.Network(id)
 	if err != nil || rec.Leaving {
 		return nil
@@ -104,7 +104,7 @@ func (c *Cluster) confirmConf(ctx context.Context, t *kvstore.Txn, id carrick.Ne
 			return err
 		}
 		if headVer == 0 {
-			head.V = schema
+			head.V, head.Num = schema, num
 			t.Absent(keyHead(id))
 			put(t, &encErr, keyHead(id), &head)
 		}
