@@ -85,6 +85,24 @@ func TestNobodyNoticesTheOutage(t *testing.T) {
 	settled(t, a)
 }
 
+// Nor does anybody wait for a store that takes questions and answers none.
+func TestNobodyWaitsForASilentStore(t *testing.T) {
+	t.Parallel()
+	a, b, na, nb, ca, _ := pair(t)
+	a.Store.Stall()
+	more := a.MustRun(na, sim.Run{})
+	named := a.MustRun(na, sim.Run{IP: "10.42.0.40"})
+	a.Stop(ca)
+	a.Stop(named)
+	named = a.MustRun(na, sim.Run{IP: "10.42.0.40"})
+	if h := a.Cluster.Health(); h.Err != nil || h.Unpublished == 0 {
+		t.Errorf("the store is not silent: %+v", h)
+	}
+	a.Store.Heal()
+	sees(t, b, nb, a, more, named)
+	settled(t, a)
+}
+
 // An agent that starts while its store is away serves its networks, knows the
 // others from what it heard before, and says so.
 func TestRestartDuringTheOutage(t *testing.T) {
