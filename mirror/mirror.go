@@ -13,7 +13,6 @@ import (
 
 // Facts is what a Mirror reads and writes of the cluster.
 type Facts interface {
-	Ready() <-chan struct{}
 	Journal() *journal.Journal
 	NameAlias(ctx context.Context, id carrick.DockerNetworkID, name string) error
 	DropAlias(ctx context.Context, id carrick.DockerNetworkID) error
@@ -116,13 +115,9 @@ func (m *Mirror) Health() (time.Time, error) {
 }
 
 // Run looks at the engine after its events and every now and then, until ctx
-// ends. An engine that is away is waited for.
+// ends. An engine that is away is waited for; the store is not: what the engine
+// forgot is in the journal.
 func (m *Mirror) Run(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-m.cfg.Facts.Ready():
-	}
 	var listening sync.WaitGroup
 	listening.Go(func() { m.listen(ctx) })
 	defer listening.Wait()

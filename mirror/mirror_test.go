@@ -112,11 +112,6 @@ type facts struct {
 	dropped []carrick.DockerNetworkID          // guarded by mu
 }
 
-func (f *facts) Ready() <-chan struct{} {
-	ch := make(chan struct{})
-	close(ch)
-	return ch
-}
 func (f *facts) Journal() *journal.Journal { return f.jr }
 func (f *facts) NameAlias(_ context.Context, id carrick.DockerNetworkID, name string) error {
 	f.mu.Lock()

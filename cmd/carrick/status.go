@@ -94,7 +94,7 @@ func fence(s status.Status) string {
 	if !s.Fenced {
 		return ""
 	}
-	return fmt.Sprintf("this host was removed and asks for its addresses again; %s cut off", plural(len(s.Cut), "endpoint"))
+	return fmt.Sprintf("gives out no address until it has its own again; %s cut off", plural(len(s.Cut), "endpoint"))
 }
 
 // ago says how long before now something was.

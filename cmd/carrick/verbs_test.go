@@ -367,7 +367,7 @@ epoch:      recovering, began 1d1h ago, waits for h2, h3
 engine:     not used
 here:       1 network, 2 endpoints
 published:  not yet: 3 endpoints of 2 networks, since 2026-03-04 11:55:57 (4m3s ago)
-fence:      this host was removed and asks for its addresses again; 1 endpoint cut off
+fence:      gives out no address until it has its own again; 1 endpoint cut off
 drift:      0 kernel objects repaired since 2026-03-04 11:00:00
 version:    v1
 

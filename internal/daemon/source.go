@@ -144,7 +144,7 @@ func (s *source) Status(ctx context.Context) (status.Status, error) {
 		problem("%s", recovering(out.Epoch))
 	}
 	if out.Fenced {
-		problem("this host was removed from the cluster, or was cut off from it for longer than its grace: it gives out no address until it has its own again; that needs the store")
+		problem("this host gives out no address until it has its own again, which needs the store: it was removed from the cluster, or had no lease for half of its --host-grace")
 	}
 	s.nameContainers(ctx, out.Cut)
 	for _, e := range out.Cut {

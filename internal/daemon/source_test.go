@@ -354,6 +354,11 @@ func TestFenceIsSeen(t *testing.T) {
 	if h2.src.gauges().Cut() != 1 {
 		t.Error("no gauge of what is cut off")
 	}
+	sim.Eventually(t, "its port is down", func() bool {
+		held, err := h2.src.overlay.Inspect(t.Context(), h2.show("app").Network)
+		p, ok := held.Port(c.Endpoint)
+		return err == nil && ok && !p.Up
+	})
 	h2.Stop(c)
 	sim.Eventually(t, "all is well again", func() bool { st := h2.status(); return st.Healthy() && !st.Fenced && len(st.Cut) == 0 })
 }
