@@ -211,7 +211,7 @@ func (d *Driver) CreateEndpoint(_ context.Context, r dockerapi.CreateEndpointReq
 	if !mac.IsUnicast() {
 		return none, fmt.Errorf("--mac-address %s: a group address cannot be a container's: make the first octet even", mac)
 	}
-	if holder, host, ok := d.macHolder(n.ID, mac, r.Endpoint); ok {
+	if holder, host, ok := d.macHolder(n.ID, mac, r.Endpoint, addrs); ok {
 		what := "--mac-address " + mac.String()
 		if r.MAC.IsZero() {
 			what = fmt.Sprintf("MAC %s, made of address %s", mac, addrs[0])
@@ -260,15 +260,18 @@ func endpointOption(k string) bool {
 	return false
 }
 
-// macHolder looks for another endpoint with a MAC in what this host knows.
-func (d *Driver) macHolder(id carrick.NetworkID, mac carrick.MAC, self carrick.EndpointID) (carrick.EndpointID, string, bool) {
+// macHolder looks for another endpoint with a MAC in what this host knows. One
+// that has one of the addresses as well is old news: they have been given out
+// here, so nobody else has them any more.
+func (d *Driver) macHolder(id carrick.NetworkID, mac carrick.MAC, self carrick.EndpointID, addrs []netip.Addr) (carrick.EndpointID, string, bool) {
 	v, _, err := d.cfg.Cluster.View(id)
 	if err != nil {
 		return "", "", false
 	}
 	for host, eps := range v.Endpoints {
 		for _, e := range eps {
-			if e.MAC == mac && e.ID != self {
+			old := slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return slices.Contains(addrs, a) })
+			if e.MAC == mac && e.ID != self && !old {
 				return e.ID, d.cfg.Cluster.HostName(host), true
 			}
 		}
