@@ -11,84 +11,79 @@ import (
 // head. All hosts of a network meet there, and only one of them can be the next:
 // whoever comes between another's look at the head and its commit makes that
 // commit fail, which costs the store as much as one that succeeds. So they keep
-// apart by chance, over a time that suits their number.
+// apart by chance, over a time that suits their number. Who has failed often goes
+// before who has just been served; the other way round, which is what a growing
+// backoff does, a few wait for seconds while the others take turns.
 type contention struct {
-	seen []headSeen    // the oldest first
-	slot time.Duration // how long a commit takes, smoothed; 0: not known yet
-}
-
-// headSeen is a head that the publisher began from.
-type headSeen struct {
-	when time.Time
-	at   stamp
+	others map[carrick.HostID]time.Time // when each was last seen to have written
+	at     stamp                        // of the newest head looked at
+	slot   time.Duration                // how long a commit takes, smoothed; 0: not known yet
 }
 
 const (
-	// contentionSpan is how far back a publisher counts the others: whoever is busy
-	// writes more often.
+	// contentionSpan is how long a host that wrote counts as one that will again.
 	contentionSpan = time.Second
 	// Bounds of a slot, and what it is before the first commit.
 	leastSlot, firstSlot, mostSlot = 2 * time.Millisecond, 5 * time.Millisecond, 50 * time.Millisecond
-	// mostWindow bounds the wait after a conflict.
+	// mostWindow bounds every wait, roughly.
 	mostWindow = time.Second
 	// gather is the least time from one publication of a host in a network to the
 	// next: what changes meanwhile goes together. A first change never waits.
 	gather = 20 * time.Millisecond
 )
 
-// saw notes a head that a publication begins from.
-func (k *contention) saw(now time.Time, at stamp) {
-	k.seen = append(k.seen, headSeen{now, at})
-	for len(k.seen) > 1 && now.Sub(k.seen[0].when) > contentionSpan {
-		k.seen = k.seen[1:]
+// saw counts who wrote the head since the last look at it.
+func (k *contention) saw(head *headRecord, self carrick.HostID, now time.Time) {
+	if k.others == nil {
+		// What the ring has from before is of no particular time.
+		k.others, k.at = map[carrick.HostID]time.Time{}, head.at()
+	}
+	for _, ch := range head.Ring {
+		if k.at.before(stamp{head.Num, ch.Seq}) && ch.Host != self {
+			k.others[ch.Host] = now
+		}
+	}
+	k.at = later(k.at, head.at())
+	for h, when := range k.others {
+		if now.Sub(when) > contentionSpan {
+			delete(k.others, h)
+		}
 	}
 }
 
-// took notes how long a commit took, be it refused.
+// took notes how long a commit took, be it refused. One that took long for once
+// counts little.
 func (k *contention) took(d time.Duration) {
 	d = min(max(d, leastSlot), mostSlot)
 	if k.slot == 0 {
 		k.slot = d
 		return
 	}
-	k.slot += (d - k.slot) / 4
+	k.slot += (min(d, 2*k.slot) - k.slot) / 8
 }
 
-// others counts the hosts that wrote the head of late, as far as its ring tells.
-func (k *contention) others(head *headRecord, self carrick.HostID) int {
-	if len(k.seen) == 0 {
-		return 0
-	}
-	hosts := map[carrick.HostID]bool{}
-	for _, ch := range head.Ring {
-		if k.seen[0].at.before(stamp{head.Num, ch.Seq}) && ch.Host != self {
-			hosts[ch.Host] = true
-		}
-	}
-	return len(hosts)
-}
-
-// window is the time over which the others' next commits and this host's are
-// spread: one slot for each, and more after conflicts in a row, which say that
-// there are more of them than were counted.
-func (k *contention) window(others, conflicts int) time.Duration {
+// window is the time over which this host's next commit and those of the others
+// are spread: one slot for each.
+func (k *contention) window() time.Duration {
 	slot := k.slot
 	if slot == 0 {
 		slot = firstSlot
 	}
-	return min(max(slot*time.Duration(others+1), slot<<min(conflicts, 6)), mostWindow)
+	return min(slot*time.Duration(len(k.others)+1), mostWindow)
 }
 
-// afterConflict is how long to wait before trying again.
-func (k *contention) afterConflict(others, conflicts int) time.Duration {
-	return rand.N(k.window(others, conflicts))
+// afterConflict is how long to wait after so many conflicts in a row, from 1.
+func (k *contention) afterConflict(conflicts int) time.Duration {
+	w := k.window()
+	return rand.N(max(w/time.Duration(min(conflicts, 4)), 2*max(k.slot, leastSlot)))
 }
 
-// afterCommit is how long to leave the head to the others.
-func (k *contention) afterCommit(others int) time.Duration {
-	if others == 0 {
+// afterCommit is how long to leave the head to the others, from a commit's
+// beginning.
+func (k *contention) afterCommit() time.Duration {
+	if len(k.others) == 0 {
 		return gather
 	}
-	w := k.window(others, 0)
-	return max(gather, w/2+rand.N(w))
+	w := k.window()
+	return max(gather, w+rand.N(w))
 }

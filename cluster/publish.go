@@ -78,7 +78,7 @@ func (c *Cluster) publishLoop(ctx context.Context, id carrick.NetworkID, n *netS
 		if err == nil || errors.Is(err, ErrUnknownNetwork) {
 			c.mu.Lock()
 			n.pub.done, n.pub.since = gen, began
-			pause := n.pub.crowd.afterCommit(n.pub.crowd.others(&n.head, c.self))
+			pause := n.pub.crowd.afterCommit()
 			c.mu.Unlock()
 			attempt = 0
 			// The publisher stays until the pause is over: what changes meanwhile goes
@@ -111,7 +111,7 @@ func (c *Cluster) publishOnce(ctx context.Context, id carrick.NetworkID, n *netS
 		}
 		c.mu.Lock()
 		n.outdated(conflict.Keys, id, c.self, tried)
-		pause := n.pub.crowd.afterConflict(n.pub.crowd.others(&n.head, c.self), attempt)
+		pause := n.pub.crowd.afterConflict(attempt)
 		c.mu.Unlock()
 		if err := wait(ctx, pause); err != nil {
 			return err
@@ -216,7 +216,7 @@ func (c *Cluster) publishFrom(ctx context.Context, id carrick.NetworkID, n *netS
 	defer c.mu.Unlock()
 	n.aliasVer = b.aliasVer
 	n.setHead(b.head, b.headVer)
-	n.pub.crowd.saw(time.Now(), b.head.at())
+	n.pub.crowd.saw(&b.head, c.self, time.Now())
 	n.pub.known, n.pub.rec, n.pub.recVer, n.pub.num = !b.again, b.rec, b.recVer, b.num
 	return b, nil
 }
