@@ -241,7 +241,10 @@ func (c *Cluster) tryStructural(ctx context.Context, build func(ctx context.Cont
 func (c *Cluster) watchEpoch(ctx context.Context) error {
 	wake := make(chan struct{}, 1)
 	c.spawn(func() error {
-		return c.watch(ctx, kvstore.OneKey(keyEpoch), func(kvstore.View) error {
+		return c.watch(ctx, kvstore.OneKey(keyEpoch), func(v kvstore.View) error {
+			if c.ordinary(v) {
+				return nil
+			}
 			select {
 			case wake <- struct{}{}:
 			default:
@@ -287,6 +290,25 @@ func (c *Cluster) watchEpoch(ctx context.Context) error {
 // watch that was between two calls when the store lost its past, and whose
 // revision the store has reached again, hears nothing.
 const epochPoll = 5 * time.Second
+
+// ordinary says whether the epoch as it was told is one more structural change of
+// others, and takes note of it. Every host hears of every such change, so it costs
+// no question; whatever asks for more than a note is looked at.
+func (c *Cluster) ordinary(v kvstore.View) bool {
+	if len(v.Entries) != 1 {
+		return false
+	}
+	e := v.Entries[0]
+	r, err := decode[epochRecord](e.Key, e.Value)
+	c.mu.Lock()
+	known, calm := c.epoch, c.recovering.IsZero()
+	c.mu.Unlock()
+	if err != nil || !calm || !r.Recovering.IsZero() || c.jr.Meta().Fenced || judge(known, r, e.Version) != epochFine {
+		return false
+	}
+	c.sawEpoch(r)
+	return true
+}
 
 // look reads the epoch and does what it asks of this host. again means that it
 // should be looked at again soon without being told.

@@ -189,7 +189,7 @@ func (c *Cluster) catchUp(ctx context.Context, id carrick.NetworkID, n *netState
 	}
 	reread := map[carrick.HostID]endpointsRecord{}
 	for _, ch := range changes {
-		if ch.Reread && ch.Host != c.self {
+		if _, done := reread[ch.Host]; ch.Reread && ch.Host != c.self && !done {
 			r, _, err := get[endpointsRecord](ctx, c, keyNetHost(id, ch.Host))
 			if errors.Is(err, ErrRecord) {
 				// One host's damaged record must not cost the others' rows.
