@@ -140,10 +140,11 @@ func (s *source) engineFacts(ctx context.Context) (*check.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A managed plugin's driver has the plugin's name, which a user may choose.
+	// A managed plugin's driver has the plugin's name, as in carrick:latest, which a
+	// user may choose.
 	drivers := map[string]bool{}
 	for id, n := range networks {
-		if _, err := s.cluster.Journal().ByAlias(id); err == nil || n.Driver == "carrick" || strings.HasPrefix(n.Driver, "carrick/carrick:") {
+		if _, err := s.cluster.Journal().ByAlias(id); err == nil || strings.HasPrefix(n.Driver, "carrick") {
 			drivers[n.Driver] = true
 		}
 	}
