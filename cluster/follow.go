@@ -118,15 +118,24 @@ func (c *Cluster) Unfollow(id carrick.NetworkID) {
 func (c *Cluster) Loaded(ctx context.Context, id carrick.NetworkID) bool {
 	c.mu.Lock()
 	n := c.state(id)
-	loaded, ch := n.isLoad && c.hostsOK, n.loaded
-	hopeless := n.waited || c.lastErr != nil || c.regErr != nil
 	c.mu.Unlock()
-	if loaded || hopeless {
-		return loaded
-	}
-	for _, ch := range []<-chan struct{}{ch, c.hostsRead} {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		c.mu.Lock()
+		loaded := n.isLoad && c.hostsOK
+		hopeless := n.waited || c.lastErr != nil || c.regErr != nil
+		next := n.loaded
+		if n.isLoad {
+			next = c.hostsRead
+		}
+		c.mu.Unlock()
+		if loaded || hopeless {
+			return loaded
+		}
 		select {
-		case <-ch:
+		case <-next:
+		case <-tick.C: // by now it may be known that the store is away
 		case <-ctx.Done():
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -134,7 +143,6 @@ func (c *Cluster) Loaded(ctx context.Context, id carrick.NetworkID) bool {
 			return false
 		}
 	}
-	return true
 }
 
 // followLoop keeps one network's snapshot. The head is all it blocks on; what

@@ -113,6 +113,10 @@ func TestRestartDuringTheOutage(t *testing.T) {
 	if err := a.StartCut(); err != nil {
 		t.Fatal(err)
 	}
+	sim.Eventually(t, "it does not know what the store has", func() bool {
+		h := a.Cluster.Health()
+		return h.Pending == 1 && h.Unpublished == 1
+	})
 	more := a.MustRun(na, sim.Run{})
 	named := a.MustRun(na, sim.Run{IP: "10.42.0.40"})
 	a.Stop(ca)
@@ -174,6 +178,27 @@ func TestColdBootWithoutTheStore(t *testing.T) {
 	sees(t, b, nb, a, up...)
 	sees(t, a, na, b, cb)
 	settled(t, a)
+}
+
+// What a host read when it came, and not as it happened, is remembered as well.
+func TestALateComerRemembers(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	a, b := sim.NewHost(t, s, 1), sim.NewHost(t, s, 2)
+	na, nb := a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/16"}), b.MustCreate("app", sim.Create{Subnet: "10.42.0.0/16"})
+	cb := b.MustRun(nb, sim.Run{})
+	settled(t, b)
+	a.MustRun(na, sim.Run{})
+	sees(t, a, na, b, cb)
+	a.Crash()
+	a.CutStore()
+	if err := a.StartCut(); err != nil {
+		t.Fatal(err)
+	}
+	a.MustRun(na, sim.Run{})
+	if v, _ := a.View(na); !slices.Equal(endpoints(v, b.Cluster.Self()), addresses(cb)) {
+		t.Errorf("b's containers are %v, want %v", endpoints(v, b.Cluster.Self()), addresses(cb))
+	}
 }
 
 // What is remembered of the others may be lost or damaged: then less is known, and
@@ -271,8 +296,18 @@ func TestOneWaitForTheFirstSnapshot(t *testing.T) {
 	t.Parallel()
 	a, _, na, _, _, _ := pair(t)
 	id := networkID(t, a, na)
-	never := t.Context() // as long as the test
-	if !a.Cluster.Loaded(never, id) {
+	// loaded asks with patience, and must not need it.
+	loaded := func() bool {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), sim.Patience)
+		defer cancel()
+		ok := a.Cluster.Loaded(ctx, id)
+		if ctx.Err() != nil {
+			t.Fatal("it waited")
+		}
+		return ok
+	}
+	if !loaded() {
 		t.Error("what is loaded is not")
 	}
 	a.Crash()
@@ -280,8 +315,7 @@ func TestOneWaitForTheFirstSnapshot(t *testing.T) {
 	if err := a.StartCut(); err != nil {
 		t.Fatal(err)
 	}
-	sim.Eventually(t, "the store was asked in vain", func() bool { return a.Cluster.Health().Err != nil })
-	if a.Cluster.Loaded(never, id) {
+	if loaded() {
 		t.Error("what is remembered passes for loaded")
 	}
 	a.Crash()
@@ -293,11 +327,11 @@ func TestOneWaitForTheFirstSnapshot(t *testing.T) {
 	a.Cluster.Follow(id)
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
-	if a.Cluster.Loaded(over, id) || a.Cluster.Loaded(never, id) {
+	if a.Cluster.Loaded(over, id) || loaded() {
 		t.Error("nothing is loaded from a store that does not answer")
 	}
 	a.Store.Heal()
-	sim.Eventually(t, "it is loaded", func() bool { return a.Cluster.Loaded(never, id) })
+	sim.Eventually(t, "it is loaded", loaded)
 }
 
 func networkID(t *testing.T, h *sim.Host, n *sim.Network) carrick.NetworkID {
