@@ -117,6 +117,7 @@ type Endpoint struct {
 	Host      string             `json:"host"`
 	Local     bool               `json:"local"`
 	Container string             `json:"container,omitempty"` // of this host's engine
+	Cut       bool               `json:"cut,omitempty"`       // of this host: its port is down, see Status.Cut
 	Error     string             `json:"error,omitempty"`     // why the kernel does not hold it
 }
 

@@ -87,7 +87,11 @@ func published(s status.Status, now time.Time) string {
 	if !s.PendingSince.IsZero() {
 		since = ", since " + s.PendingSince.Local().Format(time.DateTime) + " (" + ago(s.PendingSince, now) + ")"
 	}
-	return fmt.Sprintf("not yet: %s of %s%s", plural(s.Unpublished, "endpoint"), plural(s.Pending, "network"), since)
+	what := plural(s.Pending, "network")
+	if s.Unpublished > 0 {
+		what = plural(s.Unpublished, "endpoint") + " of " + what
+	}
+	return "not yet: " + what + since
 }
 
 func fence(s status.Status) string {

@@ -192,6 +192,8 @@ func endpointRows(eps []status.Endpoint) [][]string {
 		switch {
 		case e.Error != "":
 			state = "failing: " + e.Error
+		case e.Cut:
+			state = "cut off"
 		case e.Local:
 			state = "local"
 		}

@@ -21,17 +21,19 @@ import (
 // agent is an agent with answers to order. What it was asked to change it writes
 // down.
 type agent struct {
-	status  status.Status
-	nodes   []status.Node
-	ipam    []status.IPAM
-	check   status.Check
-	release func(ref string, a netip.Addr, force bool) (status.Released, error)
-	remove  func(ref string, force bool) (status.Removed, error)
+	status    status.Status
+	networks  []status.Network
+	endpoints []status.Endpoint
+	nodes     []status.Node
+	ipam      []status.IPAM
+	check     status.Check
+	release   func(ref string, a netip.Addr, force bool) (status.Released, error)
+	remove    func(ref string, force bool) (status.Removed, error)
 }
 
 func (a agent) Status(context.Context) (status.Status, error)        { return a.status, nil }
-func (a agent) Networks(context.Context) ([]status.Network, error)   { return nil, nil }
-func (a agent) Endpoints(context.Context) ([]status.Endpoint, error) { return nil, nil }
+func (a agent) Networks(context.Context) ([]status.Network, error)   { return a.networks, nil }
+func (a agent) Endpoints(context.Context) ([]status.Endpoint, error) { return a.endpoints, nil }
 func (a agent) Nodes(context.Context) ([]status.Node, error)         { return a.nodes, nil }
 
 func (a agent) Network(_ context.Context, ref string) (status.Network, error) {
@@ -386,6 +388,42 @@ Needs attention:
 	}
 	at = agent{status: well}.serve(t)
 	decodes[status.Status](t, exitFine, "status", at)
+}
+
+// A network with two prefixes shows both, and an endpoint that is cut off is not
+// merely local.
+func TestListings(t *testing.T) {
+	t.Parallel()
+	four, six := netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd00::/64")
+	mac, err := carricknet.ParseMAC("02:28:0a:2a:00:02")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ep := func(id string, e status.Endpoint) status.Endpoint {
+		e.ID, e.NetName, e.MAC = carricknet.EndpointID(strings.Repeat(id, 64)), "app", mac
+		return e
+	}
+	at := agent{
+		networks: []status.Network{{
+			ID: "00000000000000aa", Name: "app", VNI: 7, Mode: carricknet.ModeVXLAN, Tenant: "default", Here: true,
+			Subnet: four, Pools: []carricknet.Pool{{Prefix: four}, {Prefix: six}},
+		}},
+		endpoints: []status.Endpoint{
+			ep("1", status.Endpoint{Addrs: []netip.Addr{netip.MustParseAddr("10.42.0.2"), netip.MustParseAddr("fd00::2")}, Host: "h1", Local: true, Container: "web"}),
+			ep("2", status.Endpoint{Addrs: []netip.Addr{netip.MustParseAddr("10.42.0.3")}, Host: "h1", Local: true, Cut: true}),
+			ep("3", status.Endpoint{Addrs: []netip.Addr{netip.MustParseAddr("10.42.0.4")}, Host: "h1", Local: true, Error: "no such device"}),
+			ep("4", status.Endpoint{Addrs: []netip.Addr{netip.MustParseAddr("10.42.0.66")}, Host: "h2"}),
+		},
+	}.serve(t)
+	prints(t, exitFine, `ID                 NAME   SUBNET                   VNI   MODE    TENANT    HERE
+00000000000000aa   app    10.42.0.0/16,fd00::/64   7     vxlan   default   yes
+`, "network", "ls", at)
+	prints(t, exitFine, `ID             NETWORK   ADDRESS             MAC                 HOST   CONTAINER   STATE
+111111111111   app       10.42.0.2,fd00::2   02:28:0a:2a:00:02   h1     web         local
+222222222222   app       10.42.0.3           02:28:0a:2a:00:02   h1                 cut off
+333333333333   app       10.42.0.4           02:28:0a:2a:00:02   h1                 failing: no such device
+444444444444   app       10.42.0.66          02:28:0a:2a:00:02   h2                 remote
+`, "endpoint", "ls", at)
 }
 
 // A wrong word is an error of usage, before anybody is asked.

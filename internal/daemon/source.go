@@ -158,6 +158,9 @@ func (s *source) Status(ctx context.Context) (status.Status, error) {
 	for _, n := range s.rec.Networks() {
 		out.Drift += n.Drift.Total()
 		for _, p := range problems(n) {
+			if slices.ContainsFunc(out.Cut, func(e status.Endpoint) bool { return strings.HasPrefix(p, "endpoint "+e.ID.Short()+" is cut off") }) {
+				continue // said above, with the container's name
+			}
 			problem("network %s: %s", s.label(n.ID), p)
 		}
 	}
@@ -202,7 +205,7 @@ func (s *source) cut() []status.Endpoint {
 	for _, rec := range s.cluster.Journal().Networks() {
 		for _, e := range s.cluster.Journal().Endpoints(rec.Conf.ID) {
 			if e.Fenced {
-				out = append(out, status.Endpoint{ID: e.ID, Network: rec.Conf.ID, NetName: rec.Conf.Label(), Addrs: e.Addrs, MAC: e.MAC, Host: s.cfg.Node, Local: true})
+				out = append(out, status.Endpoint{ID: e.ID, Network: rec.Conf.ID, NetName: rec.Conf.Label(), Addrs: e.Addrs, MAC: e.MAC, Host: s.cfg.Node, Local: true, Cut: true})
 			}
 		}
 	}
@@ -360,19 +363,19 @@ func (s *source) find(ctx context.Context, ref string) (status.Network, error) {
 // host's as its journal says.
 func (s *source) endpoints(ctx context.Context, n status.Network, stored map[carrick.HostID][]carrick.Endpoint) []status.Endpoint {
 	var out []status.Endpoint
-	add := func(e carrick.Endpoint, host string, local bool) {
-		out = append(out, status.Endpoint{ID: e.ID, Network: n.ID, NetName: n.Name, Addrs: e.Addrs, MAC: e.MAC, Host: host, Local: local})
+	add := func(e carrick.Endpoint, host string, local, cut bool) {
+		out = append(out, status.Endpoint{ID: e.ID, Network: n.ID, NetName: n.Name, Addrs: e.Addrs, MAC: e.MAC, Host: host, Local: local, Cut: cut})
 	}
 	for host, eps := range stored {
 		if host == s.cluster.Self() {
 			continue
 		}
 		for _, e := range eps {
-			add(e, s.cluster.HostName(host), false)
+			add(e, s.cluster.HostName(host), false, false)
 		}
 	}
 	for _, e := range s.cluster.Journal().Endpoints(n.ID) {
-		add(e.Endpoint, s.cfg.Node, true)
+		add(e.Endpoint, s.cfg.Node, true, e.Fenced)
 	}
 	s.fillLocal(ctx, n.ID, out)
 	slices.SortFunc(out, func(a, b status.Endpoint) int {

@@ -354,11 +354,23 @@ func TestFenceIsSeen(t *testing.T) {
 	if h2.src.gauges().Cut() != 1 {
 		t.Error("no gauge of what is cut off")
 	}
+	if eps, err := h2.src.Endpoints(t.Context()); err != nil || !slices.ContainsFunc(eps, func(e status.Endpoint) bool { return e.ID == c.Endpoint && e.Cut && e.Local }) {
+		t.Errorf("endpoint ls %+v, %v", eps, err)
+	}
 	sim.Eventually(t, "its port is down", func() bool {
 		held, err := h2.src.overlay.Inspect(t.Context(), h2.show("app").Network)
 		p, ok := held.Port(c.Endpoint)
 		return err == nil && ok && !p.Up
 	})
+	told := 0
+	for _, p := range h2.status().Problems {
+		if strings.Contains(p, c.Endpoint.Short()+" (") || strings.Contains(p, c.Endpoint.Short()+" is cut off") {
+			told++
+		}
+	}
+	if told != 1 {
+		t.Errorf("the endpoint that is cut off is told of %d times: %q", told, h2.status().Problems)
+	}
 	h2.Stop(c)
 	sim.Eventually(t, "all is well again", func() bool { st := h2.status(); return st.Healthy() && !st.Fenced && len(st.Cut) == 0 })
 }
