@@ -101,7 +101,11 @@ func printUseNotes(w io.Writer, all []status.IPAM, now time.Time) error {
 	}
 	for _, n := range all {
 		if !n.Whole {
-			notes = append(notes, "The store does not answer: this host's part is of now, the others' was heard "+ago(n.AsOf, now)+", and their blocks are not shown.")
+			heard := "before the agent started"
+			if !n.AsOf.IsZero() {
+				heard = ago(n.AsOf, now)
+			}
+			notes = append(notes, "The store does not answer: this host's part is of now, the others' was heard "+heard+", and their blocks are not shown.")
 			break
 		}
 	}

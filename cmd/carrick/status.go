@@ -60,7 +60,7 @@ func link(l status.Link, now time.Time) string {
 	case l.OK:
 		return fmt.Sprintf("%s, answers, heard from %s", l.URL, ago(l.Contact, now))
 	case l.Contact.IsZero():
-		return fmt.Sprintf("%s, never answered: %s", l.URL, l.Error)
+		return fmt.Sprintf("%s, has not answered since the agent started: %s", l.URL, l.Error)
 	}
 	return fmt.Sprintf("%s, last answered %s, so what is known of other hosts is that old: %s", l.URL, ago(l.Contact, now), l.Error)
 }

@@ -187,6 +187,9 @@ func TestIPAMShowWithoutTheStore(t *testing.T) {
 	t.Parallel()
 	n := status.IPAM{Name: "app", AsOf: time.Now().Add(-3*time.Hour - 10*time.Second)}
 	at := agent{ipam: []status.IPAM{n}}.serve(t)
+	if _, stdout, _ := carrick(t, "ipam", "show", (agent{ipam: []status.IPAM{{Name: "app"}}}).serve(t)); !strings.Contains(stdout, "heard before the agent started") {
+		t.Errorf("never heard: %s", stdout)
+	}
 	for _, args := range [][]string{{"ipam", "show"}, {"ipam", "show", "app"}} {
 		code, stdout, _ := carrick(t, append(args, at)...)
 		if code != exitFine || !strings.Contains(stdout, "The store does not answer") || !strings.Contains(stdout, "heard 3h0m ago") {
