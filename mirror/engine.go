@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"strings"
 
 	"github.com/moby/moby/client"
@@ -22,20 +23,24 @@ import (
 type Engine struct {
 	url string
 	cli *client.Client
+	ask asker
 }
 
 // Connect prepares a client for an engine's URL, as unix:///var/run/docker.sock.
 // The engine need not be there yet.
-func Connect(url string) (*Engine, error) {
-	cli, err := client.New(client.WithHost(url))
+func Connect(host string) (*Engine, error) {
+	cli, err := client.New(client.WithHost(host))
 	if err != nil {
-		return nil, fmt.Errorf("docker engine %s: %w", url, err)
+		return nil, fmt.Errorf("docker engine %s: %w", host, err)
 	}
-	return &Engine{url: url, cli: cli}, nil
+	return &Engine{host, cli, newAsker(cli)}, nil
 }
 
 // Close ends the client's connections.
-func (e *Engine) Close() error { return e.cli.Close() }
+func (e *Engine) Close() error {
+	e.ask.close()
+	return e.cli.Close()
+}
 
 func (e *Engine) String() string { return e.url }
 
@@ -47,12 +52,16 @@ type Network struct {
 
 // Networks returns every network of the engine by its id.
 func (e *Engine) Networks(ctx context.Context) (map[carrick.DockerNetworkID]Network, error) {
-	list, err := e.cli.NetworkList(ctx, client.NetworkListOptions{})
-	if err != nil {
+	var list []struct {
+		ID     string `json:"Id"`
+		Name   string
+		Driver string
+	}
+	if err := e.ask.get(ctx, "/networks", &list); err != nil {
 		return nil, fmt.Errorf("docker engine %s: list networks: %w", e.url, err)
 	}
-	out := make(map[carrick.DockerNetworkID]Network, len(list.Items))
-	for _, n := range list.Items {
+	out := make(map[carrick.DockerNetworkID]Network, len(list))
+	for _, n := range list {
 		out[carrick.DockerNetworkID(n.ID)] = Network{Name: n.Name, Driver: n.Driver}
 	}
 	return out, nil
@@ -109,11 +118,13 @@ func (e *Engine) Containers(ctx context.Context) (map[carrick.EndpointID]Contain
 // HasEndpoint says whether one of the engine's networks has an endpoint. It is
 // exact, and not for busy moments: see [Engine.Containers].
 func (e *Engine) HasEndpoint(ctx context.Context, id carrick.DockerNetworkID, ep carrick.EndpointID) (bool, error) {
-	n, err := e.cli.NetworkInspect(ctx, string(id), client.NetworkInspectOptions{})
-	if err != nil {
+	var n struct {
+		Containers map[string]struct{ EndpointID string }
+	}
+	if err := e.ask.get(ctx, "/networks/"+url.PathEscape(string(id)), &n); err != nil {
 		return false, fmt.Errorf("docker engine %s: inspect network %s: %w", e.url, id.Short(), err)
 	}
-	for _, c := range n.Network.Containers {
+	for _, c := range n.Containers {
 		if c.EndpointID == string(ep) {
 			return true, nil
 		}

@@ -52,7 +52,7 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer e.mu.Unlock()
 		list := []map[string]any{}
 		for id, name := range e.networks {
-			list = append(list, map[string]any{"Id": id, "Name": name, "Driver": "carrick"})
+			list = append(list, map[string]any{"Id": id, "Name": name, "Driver": "carrick", "IPAM": chosenPools()})
 		}
 		_ = json.NewEncoder(w).Encode(list)
 	case strings.HasSuffix(path, "/events"):
@@ -76,12 +76,20 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}})
 	case strings.Contains(path, "/networks/"):
 		_ = json.NewEncoder(w).Encode(map[string]any{
-			"Id": "x", "Name": "app",
+			"Id": "x", "Name": "app", "IPAM": chosenPools(),
 			"Containers": map[string]any{"ep-1": map[string]any{"Name": "slow", "EndpointID": slow, "MacAddress": "", "IPv4Address": "10.42.0.2/16", "IPv6Address": ""}},
 		})
 	default:
 		http.NotFound(w, r)
 	}
+}
+
+// chosenPools is how engines of 20.10 write pools that nobody asked for: the
+// IPv6 gateway with the length of its prefix.
+func chosenPools() map[string]any {
+	return map[string]any{"Driver": "carrick", "Config": []map[string]any{
+		{"Subnet": "10.128.0.0/16", "Gateway": "10.128.0.1"}, {"Subnet": "fd88:93b9:19b6:1::/64", "Gateway": "fd88:93b9:19b6:1::1/64"},
+	}}
 }
 
 func startEngine(t *testing.T) (*engine, *mirror.Engine) {
@@ -297,6 +305,9 @@ func TestEngineAway(t *testing.T) {
 	e, err := mirror.Connect("unix:///nowhere/docker.sock")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if _, err := e.HasEndpoint(t.Context(), alias1, "x"); err == nil || !strings.Contains(err.Error(), "/nowhere/docker.sock") {
+		t.Errorf("a network of no engine: %v", err)
 	}
 	if _, err := e.Networks(t.Context()); err == nil || !strings.Contains(err.Error(), "/nowhere/docker.sock") {
 		t.Errorf("networks of no engine: %v", err)
