@@ -75,6 +75,9 @@ func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkReq
 	if err := decodeOptions(r.Options, &w); err != nil {
 		return err
 	}
+	if err := checkFamilies(r); err != nil {
+		return err
+	}
 	data, err := poolsOf(r)
 	if err != nil {
 		return err

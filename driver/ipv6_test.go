@@ -104,6 +104,23 @@ func TestIPv6Only(t *testing.T) {
 	}
 }
 
+// Engines from 28 on take the families as options, too, and pass them on. Those of
+// before do not know them, and what was meant is not what was made.
+func TestFamiliesByOption(t *testing.T) {
+	t.Parallel()
+	h := sim.NewHost(t, memory.NewServer(), 1)
+	off := map[string]string{"com.docker.network.enable_ipv4": "false"}
+	h.MustCreate("new engine", sim.Create{NoIPv4: true, IPv6: true, Subnet6: "fd00:42::/64", Opts: off})
+	for name, create := range map[string]sim.Create{
+		"--ipv4=false": {Subnet: "10.43.0.0/24", Opts: off},
+		"--ipv6":       {Subnet: "10.43.0.0/24", Opts: map[string]string{"com.docker.network.enable_ipv6": "true"}},
+	} {
+		if _, err := h.NetworkCreate("old engine", create); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%v: %v, want an error that names %s", create.Opts, err, name)
+		}
+	}
+}
+
 // Without an IPv6 subnet one is drawn, in each of the ways to leave it out.
 func TestChosenIPv6Subnets(t *testing.T) {
 	t.Parallel()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster"
+	"github.com/carrick-net/carrick/dockerapi"
 )
 
 // Docker's own spellings of options that Carrick has too.
@@ -16,9 +17,31 @@ const (
 	dockerVXLAN = "com.docker.network.driver.overlay.vxlanid_list"
 )
 
+// Options with which an engine from 28 on turns a family on or off.
+const (
+	enableIPv4 = "com.docker.network.enable_ipv4"
+	enableIPv6 = "com.docker.network.enable_ipv6"
+)
+
 // engineOptions are options that an engine from 28 on handles itself for any
 // driver. They are accepted and left to it.
-var engineOptions = []string{"com.docker.network.advertise_addr_nmsgs", "com.docker.network.advertise_addr_ms"}
+var engineOptions = []string{"com.docker.network.advertise_addr_nmsgs", "com.docker.network.advertise_addr_ms", enableIPv4, enableIPv6}
+
+// checkFamilies refuses options for the families that the engine has not
+// understood.
+func checkFamilies(r dockerapi.CreateNetworkRequest) error {
+	for _, x := range []struct {
+		option string
+		is     bool
+		flag   string
+	}{{enableIPv4, r.EnableIPv4, "--ipv4=false"}, {enableIPv6, r.EnableIPv6, "--ipv6"}} {
+		v, given := r.Options[x.option]
+		if want, err := strconv.ParseBool(v); given && (err != nil || want != x.is) {
+			return fmt.Errorf("-o %s=%s: this engine does not know the option, which engines from 28 on do: use %s if it has that", x.option, v, x.flag)
+		}
+	}
+	return nil
+}
 
 // Bounds of -o mtu: the least an IPv4 host must forward (RFC 791), and the most
 // an IP packet can say.

@@ -84,7 +84,7 @@ func family(six bool) carrick.Family {
 func checkSubnet(prefix, sub netip.Prefix) error {
 	least, most, try := minBits4, maxBits4, "one of 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16"
 	if prefix.Addr().Is6() {
-		least, most, try = minBits6, maxBits6, "a /64 of your own, or of a unique local prefix such as that of "+Default6
+		least, most, try = minBits6, maxBits6, "a /64 of your own, or of a unique local prefix, as fd00:42::/64 is"
 	}
 	switch {
 	case prefix.Bits() < least || prefix.Bits() > most:
