@@ -245,6 +245,16 @@ func (l *Lab) StorePut(ctx context.Context, key string, value []byte) error {
 	return err
 }
 
+// StoreDelete deletes one key in Consul, as such a hand.
+func (l *Lab) StoreDelete(ctx context.Context, key string) error {
+	c, err := l.anyConsul()
+	if err != nil {
+		return err
+	}
+	_, err = c.call(ctx, http.MethodDelete, "/v1/kv/"+key, nil)
+	return err
+}
+
 // StoreSave returns a backup of Consul, as `consul snapshot save` makes it.
 func (l *Lab) StoreSave(ctx context.Context) ([]byte, error) {
 	c, err := l.anyConsul()

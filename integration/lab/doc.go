@@ -16,5 +16,6 @@
 // swept by the next lab that starts.
 //
 // The package knows Docker's and Carrick's command lines and sockets, never
-// their insides: it imports no other package of the project.
+// their insides: of the project it imports the vocabulary, and package check,
+// which says what is right.
 package lab

@@ -1,9 +1,10 @@
 package lab
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -112,11 +113,17 @@ func (h *Host) pingEngine(ctx context.Context) error {
 
 // ping makes one request to a socket of the host's.
 func (h *Host) ping(ctx context.Context, socket, method, path string) error {
+	_, err := h.request(ctx, socket, method, path, 5*time.Second)
+	return err
+}
+
+// request makes one request to a socket of the host's and returns the answer.
+func (h *Host) request(ctx context.Context, socket, method, path string, limit time.Duration) ([]byte, error) {
 	sock, err := h.path(socket)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+	client := http.Client{Timeout: limit, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", sock)
@@ -124,17 +131,18 @@ func (h *Host) ping(ctx context.Context, socket, method, path string) error {
 	}}
 	req, err := http.NewRequestWithContext(ctx, method, "http://host"+path, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	_ = resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return errors.New(resp.Status)
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(b))
 	}
-	return nil
+	return b, err
 }
 
 // StopEngine stops dockerd as systemd does, and waits for its end: containers
