@@ -3,6 +3,7 @@ package scenarios
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -13,22 +14,32 @@ import (
 // refused fails the test unless a command failed and its output has all of want.
 func refused(t testing.TB, err error, want ...string) {
 	t.Helper()
-	if err == nil {
-		t.Error("it was accepted")
+	if err := says(err, want...); err != nil {
+		t.Error(err)
 		return
 	}
 	var c *lab.CommandError
+	if errors.As(err, &c) {
+		t.Logf("%s", strings.TrimSpace(c.Stdout+c.Stderr))
+	}
+}
+
+// says is nil if a command failed and its output has all of want.
+func says(err error, want ...string) error {
+	if err == nil {
+		return errors.New("it was accepted")
+	}
+	var c *lab.CommandError
 	if !errors.As(err, &c) {
-		t.Errorf("not a refusal: %v", err)
-		return
+		return fmt.Errorf("not a refusal: %w", err)
 	}
 	text := c.Stdout + c.Stderr
-	t.Logf("%s", strings.TrimSpace(text))
 	for _, w := range want {
 		if !strings.Contains(text, w) {
-			t.Errorf("the message lacks %q:\n%s", w, text)
+			return fmt.Errorf("the message lacks %q:\n%s", w, text)
 		}
 	}
+	return nil
 }
 
 // A network that cannot be is refused on the terminal, in words that name the

@@ -54,12 +54,14 @@ func TestEmbeddedStore(t *testing.T) {
 			}
 			h.MustDocker(t, "start", "client")
 			comeBack(t, h, "web", client)
+			l.Check(t)
 
 			h.MustDocker(t, "rm", "-f", "web", "client", "after", "flow")
 			h.MustDocker(t, "network", "rm", "app")
 			if err := unchanged(ctx, l, before); err != nil {
 				t.Error(err)
 			}
+			l.Check(t)
 		})
 	}
 }

@@ -17,6 +17,9 @@ import (
 // carry three engines.
 const soon = 30 * time.Second
 
+// patience bounds waits for what includes a lease's end, an audit or two looks.
+const patience = 3 * time.Minute
+
 // shared is the lab that the scenarios of this package take turns on; see begin.
 var shared sharedLab
 
@@ -43,9 +46,10 @@ type scenario struct {
 }
 
 // begin waits for the test's turn on the shared lab: three hosts with agents, no
-// containers, no Carrick networks, no faults. When the test ends everything is
-// cleaned up as an operator would, containers first and then networks, and then
-// the hosts and the store must be what they were.
+// containers, no Carrick networks, no faults. When the test ends, all sides must
+// agree about what it leaves running (see [lab.Lab.Check]). Then everything is
+// cleaned up as an operator would, containers first and then networks, and the
+// hosts and the store must be what they were.
 //
 // Tests that use it must not be parallel.
 func begin(t *testing.T) scenario {
@@ -128,15 +132,24 @@ func warmUp(ctx context.Context, l *lab.Lab) error {
 	return nil
 }
 
-// finish cleans up and compares. A lab that cannot be cleaned up is thrown away,
+// finish compares all sides, cleans up, and compares with the beginning. A lab that cannot be cleaned up is thrown away,
 // so that one bad scenario does not fail the others.
 func finish(t *testing.T, l *lab.Lab, before lab.Inventory) {
 	// The test's own context has ended.
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	err := tidy(ctx, l)
+	err := repair(ctx, l)
+	if err == nil && !t.Failed() {
+		err = l.Agree(ctx)
+	}
+	if err == nil {
+		err = tidy(ctx, l)
+	}
 	if err == nil {
 		err = unchanged(ctx, l, before)
+	}
+	if err == nil && !t.Failed() {
+		err = l.Agree(ctx)
 	}
 	if err == nil {
 		return
@@ -148,9 +161,8 @@ func finish(t *testing.T, l *lab.Lab, before lab.Inventory) {
 	shared.lab = nil
 }
 
-// tidy removes faults, starts what was stopped, and removes all containers and
-// all networks of Carrick.
-func tidy(ctx context.Context, l *lab.Lab) error {
+// repair ends all faults and starts what was stopped.
+func repair(ctx context.Context, l *lab.Lab) error {
 	if err := l.Clear(ctx); err != nil {
 		return err
 	}
@@ -171,10 +183,15 @@ func tidy(ctx context.Context, l *lab.Lab) error {
 			}
 		}
 		if !h.EngineRunning() {
-			if err := h.StartEngine(ctx); err != nil {
-				return err
-			}
+			return h.StartEngine(ctx)
 		}
+		return nil
+	})
+}
+
+// tidy removes all containers and all networks of Carrick.
+func tidy(ctx context.Context, l *lab.Lab) error {
+	return onEach(l.Hosts(), func(h *lab.Host) error {
 		if out, err := h.Docker(ctx, "ps", "-aq"); err != nil {
 			return err
 		} else if ids := strings.Fields(out); len(ids) > 0 {

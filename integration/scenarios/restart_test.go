@@ -114,13 +114,7 @@ func TestContainerRemovedWhileAgentIsAway(t *testing.T) {
 func comeBack(t *testing.T, h *lab.Host, name string, peer box) {
 	t.Helper()
 	b := box{host: h, name: name, network: peer.network}
-	lab.Eventually(t, soon, name+" to be back on "+h.Name(), func() error {
-		out, err := h.Docker(t.Context(), "inspect", "-f", "{{.State.Status}} {{.State.Error}}", name)
-		if err == nil && out != "running " {
-			err = errors.New(out)
-		}
-		return err
-	})
+	runsAgain(t, h, name)
 	b.ip = address(t, h, b.network, name)
 	peer.reaches(t, b)
 	b.reaches(t, peer)
@@ -237,13 +231,7 @@ func TestWholeClusterLosesPower(t *testing.T) {
 	var boxes []box
 	for _, h := range s.Hosts() {
 		name := "back-" + h.Name()
-		lab.Eventually(t, soon, name, func() error {
-			out, err := h.Docker(ctx, "inspect", "-f", "{{.State.Status}} {{.State.Error}}", name)
-			if err == nil && out != "running " {
-				err = errors.New(out)
-			}
-			return err
-		})
+		runsAgain(t, h, name)
 		boxes = append(boxes, box{host: h, name: name, network: "app", ip: address(t, h, "app", name)})
 	}
 	for _, from := range boxes {

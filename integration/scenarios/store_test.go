@@ -6,9 +6,9 @@ import (
 	"github.com/carrick-net/carrick/integration/lab"
 )
 
-// The store goes away for a while, and an agent is killed and started meanwhile:
-// running traffic does not notice, containers can be removed, and the others hear
-// of it when the store is back.
+// The store goes away for a while, and agents are killed and started meanwhile:
+// running traffic does not notice, containers come, go and restart, and the others
+// hear of it when the store is back.
 func TestStoreAway(t *testing.T) {
 	s := begin(t)
 	ctx := t.Context()
@@ -26,6 +26,8 @@ func TestStoreAway(t *testing.T) {
 	}
 	s.h2.MustDocker(t, "rm", "-f", "gone")
 	sink.reaches(t, stays)
+	s.h2.MustDocker(t, "restart", "-t", "2", "stays")
+	stays.ip = address(t, s.h2, "app", "stays")
 	for _, h := range []*lab.Host{s.h2, s.h3} {
 		if err := h.KillAgent(ctx); err != nil {
 			t.Fatal(err)
@@ -34,7 +36,12 @@ func TestStoreAway(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	sink.reaches(t, stays)
+	meanwhile := start(t, s.h2, "app", "meanwhile")
+	meanwhile.reaches(t, stays)
+	s.h2.MustDocker(t, "stop", "-t", "2", "meanwhile")
+	s.h2.MustDocker(t, "start", "meanwhile")
+	meanwhile.ip = address(t, s.h2, "app", "meanwhile")
+	meanwhile.reaches(t, stays) // other hosts hear of it when the store is back
 	if err := s.Consul(1).Start(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -49,6 +56,8 @@ func TestStoreAway(t *testing.T) {
 		b.reaches(t, sink)
 		sink.reaches(t, b)
 	}
+	meanwhile.reaches(t, sink)
+	sink.reaches(t, meanwhile)
 	sink.misses(t, gone)
 }
 
