@@ -120,6 +120,7 @@ func TestLostHostKeepsItsAddresses(t *testing.T) {
 	na, nb := a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"}), b.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
 	c := a.MustRun(na, sim.Run{})
 	b.MustRun(nb, sim.Run{})
+	sees(t, b, nb, a, c)
 	alive := func(want bool) func() bool {
 		return func() bool {
 			hosts, _ := b.Cluster.Hosts()
@@ -190,6 +191,7 @@ func TestWithdrawalWhileTheStoreIsAway(t *testing.T) {
 	na, nb := a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"}), b.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
 	c := a.MustRun(na, sim.Run{})
 	b.MustRun(nb, sim.Run{})
+	sees(t, b, nb, a, c)
 	a.Store.Cut()
 	a.Stop(c)
 	if h := a.Cluster.Health(); h.Pending == 0 {
