@@ -1,12 +1,9 @@
 package cluster
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -110,39 +107,6 @@ func (c *Cluster) Unfollow(id carrick.NetworkID) {
 		return
 	}
 	delete(c.nets, id)
-}
-
-// Loaded waits for a followed network's first snapshot, together with the list
-// of hosts, and says whether they are there. It waits until ctx ends, but once for
-// each network, and not at all while the store does not answer.
-func (c *Cluster) Loaded(ctx context.Context, id carrick.NetworkID) bool {
-	c.mu.Lock()
-	n := c.state(id)
-	c.mu.Unlock()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		c.mu.Lock()
-		loaded := n.isLoad && c.hostsOK
-		hopeless := n.waited || c.lastErr != nil || c.regErr != nil
-		next := n.loaded
-		if n.isLoad {
-			next = c.hostsRead
-		}
-		c.mu.Unlock()
-		if loaded || hopeless {
-			return loaded
-		}
-		select {
-		case <-next:
-		case <-tick.C: // by now it may be known that the store is away
-		case <-ctx.Done():
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			n.waited = true
-			return false
-		}
-	}
 }
 
 // followLoop keeps one network's snapshot. The head is all it blocks on; what
@@ -375,61 +339,4 @@ func (n *netState) replace(h carrick.HostID, at stamp, eps []carrick.Endpoint) {
 		return
 	}
 	n.remote[h] = hostFacts{at, m}
-}
-
-// View returns a network's whole snapshot: the others' endpoints as the store
-// says, this host's as its journal says. complete is false, and the view partial,
-// while the store's part was not read since the start: it is what was heard before
-// then. Such a view may be added to the kernel, and nothing may be removed because
-// of it. The error is journal.ErrNotFound for a network that
-// is not on this host.
-func (c *Cluster) View(id carrick.NetworkID) (v carrick.View, complete bool, err error) {
-	rec, err := c.jr.Network(id)
-	if err != nil {
-		return carrick.View{}, false, err
-	}
-	local := c.jr.Endpoints(id)
-	v = carrick.View{
-		Network:   rec.Conf,
-		Hosts:     map[carrick.HostID]carrick.Host{c.self: c.SelfHost()},
-		Endpoints: map[carrick.HostID][]carrick.Endpoint{},
-		Joined:    map[carrick.EndpointID]bool{},
-		Fenced:    map[carrick.EndpointID]bool{},
-		Partial:   true,
-	}
-	for _, e := range local {
-		v.Endpoints[c.self] = append(v.Endpoints[c.self], e.Endpoint)
-		if e.Joined {
-			v.Joined[e.ID] = true
-		}
-		if e.Fenced {
-			v.Fenced[e.ID] = true
-		}
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	n := c.nets[id]
-	if n == nil {
-		return v, false, nil
-	}
-	v.Partial = !n.isLoad || !c.hostsOK
-	for h, f := range n.remote {
-		if _, ok := c.hosts[h]; h == c.self || !ok && v.Partial {
-			continue // of before its removal, maybe
-		}
-		v.Endpoints[h] = slices.SortedFunc(maps.Values(f.eps), func(a, b carrick.Endpoint) int {
-			return cmp.Compare(a.ID, b.ID)
-		})
-		if host, ok := c.hosts[h]; ok {
-			host.Alive = c.alive[h]
-			v.Hosts[h] = host
-		}
-	}
-	return v, !v.Partial, nil
-}
-
-func sortHosts(hs []carrick.Host) {
-	slices.SortFunc(hs, func(a, b carrick.Host) int {
-		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
-	})
 }
