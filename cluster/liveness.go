@@ -117,7 +117,10 @@ func (c *Cluster) mindGrace(ctx context.Context) error {
 	}
 	last := c.jr.Meta()
 	c.mu.Lock()
-	if c.ended = last.Leased; last.Boot != c.cfg.Boot {
+	switch c.ended = last.Leased; {
+	case !last.Registered:
+		c.ended = c.cfg.Uptime() // nothing of it can be anybody else's before it had a lease
+	case last.Boot != c.cfg.Boot:
 		c.ended = -c.cfg.Grace // a reboot counts as expired
 	}
 	c.mu.Unlock()
@@ -137,9 +140,9 @@ func (c *Cluster) mindGrace(ctx context.Context) error {
 				tx.SetMeta(m)
 				return nil
 			})
-		case !leased && last.Registered && since >= c.cfg.Grace*9/10:
+		case !leased && held.Registered && since >= c.cfg.Grace*9/10:
 			err = c.holdBack(true)
-		case !leased && last.Registered && since >= c.cfg.Grace/2:
+		case !leased && held.Registered && since >= c.cfg.Grace/2:
 			err = c.holdBack(false)
 		}
 		if err != nil {

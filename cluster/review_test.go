@@ -1,0 +1,76 @@
+package cluster_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/carrick-net/carrick/internal/sim"
+	"github.com/carrick-net/carrick/kvstore"
+	"github.com/carrick-net/carrick/kvstore/memory"
+)
+
+// Stories of single steps that come at the worst moment.
+
+// fenced says whether a host has cut a container off.
+func fenced(t *testing.T, h *sim.Host, c *sim.Container) bool {
+	t.Helper()
+	e, err := h.Cluster.Journal().Endpoint(c.Endpoint)
+	if err != nil {
+		t.Fatalf("%s: %v", h.Name, err)
+	}
+	return e.Fenced
+}
+
+// A grace counts from the first life of an agent on.
+func TestGraceOfAHostThatNeverRestarted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		var hs []*sim.Host
+		var ns []*sim.Network
+		for i := range 2 {
+			h := sim.NewHostWith(t, s, sim.Options{Number: i + 1, Grace: 10 * time.Minute})
+			hs, ns = append(hs, h), append(ns, h.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"}))
+		}
+		c := hs[1].MustRun(ns[1], sim.Run{})
+		pass(time.Minute)
+		if hs[1].Cluster.Journal().Meta().Fenced || fenced(t, hs[1], c) {
+			t.Fatal("a host that holds its lease is fenced")
+		}
+		hs[1].CutStore()
+		pass(20 * time.Minute)
+		if !strings.Contains(s.Dump(), "v1/removed/") {
+			t.Fatal("the other host has not removed it, so this shows nothing")
+		}
+		if !fenced(t, hs[1], c) {
+			t.Error("the host's addresses are free for others, and its container is not cut off")
+		}
+		hs[1].HealStore()
+		pass(time.Minute)
+		if fenced(t, hs[1], c) || hs[1].Cluster.Journal().Meta().Fenced {
+			t.Error("nobody took its address, and it has not regained it")
+		}
+	})
+}
+
+// losesGrant loses the reply to a grant, once, and then hears nothing of changes.
+type losesGrant struct {
+	*memory.Client
+	lost *atomic.Bool
+}
+
+func (s losesGrant) Txn(ctx context.Context, t *kvstore.Txn) (kvstore.Revision, error) {
+	rev, err := s.Client.Txn(ctx, t)
+	for _, op := range t.Ops {
+		if err == nil && strings.HasPrefix(op.Key, "v1/ask/") && strings.Contains(string(op.Value), `"granted"`) && s.lost.CompareAndSwap(false, true) {
+			s.BlockWatches()
+			return 0, fmt.Errorf("reply lost: %w", kvstore.ErrUnavailable)
+		}
+	}
+	return rev, err
+}
