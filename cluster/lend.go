@@ -87,11 +87,12 @@ func (c *Cluster) answer(ctx context.Context, requester carrick.HostID, q ask) e
 	if _, _, err := c.readEpoch(ctx); err != nil {
 		return err
 	}
-	var lease journal.Lease
+	var lease, before journal.Lease
 	reason := ""
 	err := c.jr.Update(func(tx *journal.Tx) error {
 		lease, reason = c.pickLoan(tx, requester, q)
 		if reason == "" {
+			before, _ = tx.Lease(lease.Network, lease.Addr)
 			tx.PutLease(lease)
 		}
 		return nil
@@ -127,7 +128,7 @@ func (c *Cluster) answer(ctx context.Context, requester carrick.HostID, q ask) e
 	case errors.Is(err, errWithdrawn), errors.Is(err, ErrBlockTaken):
 		// Known not to have been written.
 		if reason == "" {
-			return c.unlend(lease.Network, lease.Addr, requester, lease.Gen)
+			return c.takeGrantBack(requester, lease, before)
 		}
 		return nil
 	case err != nil:
@@ -232,17 +233,23 @@ func (c *Cluster) lendThis(tx *journal.Tx, requester carrick.HostID, q ask, pool
 	return journal.Lease{Network: q.Network, Addr: q.Addr, Lent: requester, Gen: tx.Stamp()}, ""
 }
 
-// unlend ends a loan in the journal; the address rests from now on. A loan made
-// again since is left alone.
-func (c *Cluster) unlend(id carrick.NetworkID, a netip.Addr, to carrick.HostID, gen carrick.Gen) error {
+// takeGrantBack ends a loan that was made in the journal and not in the store; the
+// address rests from now on. If it was lent to the same host before, it still is:
+// an answer that was given without this host hearing so looks like this one. A loan
+// made again since is left alone.
+func (c *Cluster) takeGrantBack(to carrick.HostID, lease, before journal.Lease) error {
 	return c.jr.Update(func(tx *journal.Tx) error {
-		l, ok := tx.Lease(id, a)
-		if !ok || l.Lent != to || l.Gen > gen {
+		l, ok := tx.Lease(lease.Network, lease.Addr)
+		if !ok || l.Lent != to || l.Gen > lease.Gen {
+			return nil
+		}
+		if before.Lent == to {
+			tx.PutLease(before)
 			return nil
 		}
 		l.Lent = ""
 		tx.PutLease(l)
-		tx.Release(id, a, time.Now())
+		tx.Release(l.Network, l.Addr, time.Now())
 		return nil
 	})
 }

@@ -74,3 +74,33 @@ func (s losesGrant) Txn(ctx context.Context, t *kvstore.Txn) (kvstore.Revision, 
 	}
 	return rev, err
 }
+
+// A question whose answer was written, without the owner hearing so, is answered
+// once: what was lent stays lent.
+func TestGrantWhoseReplyIsLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		var lost atomic.Bool
+		a := sim.NewHostWith(t, s, sim.Options{Number: 1, Wrap: func(m *memory.Client) kvstore.Store { return losesGrant{m, &lost} }})
+		b := sim.NewHost(t, s, 2)
+		na, nb := a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"}), b.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+		x := a.MustRun(na, sim.Run{}).Addr.Addr().Next().String()
+		pass(5 * time.Second)
+		b.MustRun(nb, sim.Run{IP: x})
+		if !lost.Load() {
+			t.Fatal("nothing was lost, so this shows nothing")
+		}
+		for range 5 {
+			pass(time.Second)
+			if _, err := a.Run(na, sim.Run{IP: x}); err == nil {
+				t.Fatalf("%s is on two hosts", x)
+			}
+		}
+		a.HealStore()
+		pass(2 * time.Minute)
+		if _, err := a.Run(na, sim.Run{IP: x}); err == nil {
+			t.Fatalf("%s is on two hosts, later", x)
+		}
+	})
+}
