@@ -88,12 +88,17 @@ func (c *Cluster) restartWatches() {
 func (c *Cluster) setRecovering(since time.Time) {
 	if !c.recovering.IsZero() && since.IsZero() {
 		c.restartWatches()
-		select {
-		case c.settleAgain <- struct{}{}:
-		default:
-		}
+		c.settleSoon()
 	}
 	c.recovering = since
+}
+
+// settleSoon has everything read and compared again: only then does absence count.
+func (c *Cluster) settleSoon() {
+	select {
+	case c.settleAgain <- struct{}{}:
+	default:
+	}
 }
 
 // enterEpoch makes this host take part in an incarnation, durably: its facts are
@@ -112,6 +117,9 @@ func (c *Cluster) enterEpoch(r epochRecord) error {
 	defer c.mu.Unlock()
 	if c.epoch.Inc != r.Inc {
 		c.restartWatches()
+		if r.Recovering.IsZero() {
+			c.settleSoon() // what was heard of it before was not believed
+		}
 	}
 	c.epoch, c.writeNum = r.epoch(), r.Num
 	c.setRecovering(r.Recovering)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/carrick-net/carrick/internal/sim"
+	"github.com/carrick-net/carrick/kvstore"
 	"github.com/carrick-net/carrick/kvstore/memory"
 )
 
@@ -88,6 +89,36 @@ func TestContestedNetworkLeavesNothingInTheStore(t *testing.T) {
 			if got := len(a.Cluster.Conflicts()) + len(b.Cluster.Conflicts()); got == 0 {
 				t.Errorf("after %s nobody tells of the conflict", what)
 			}
+		}
+	})
+}
+
+// A host that comes when the others have recovered without it forgets what is no
+// longer there, also if it heard of the network before it heard of the recovery.
+func TestWhoComesLateForgets(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		hs, ns := trio(t, s, "10.42.0.0/24")
+		c := hs[1].MustRun(ns[1], sim.Run{})
+		hs[2].MustRun(ns[2], sim.Run{})
+		sim.Eventually(t, "h3 knows it", knows(hs[2], ns[2], hs[1], c))
+		hs[2].CutStore()
+		hs[1].Stop(c)
+		if _, err := hs[0].Cluster.RemoveHost(t.Context(), "h3", true); err != nil {
+			t.Fatal(err)
+		}
+		pass(10 * time.Second)
+		s.Wipe()
+		pass(10 * time.Second)
+		for range 10 {
+			hs[2].Store.FailNext(memory.Get, kvstore.ErrUnavailable) // the epoch is read so, networks are not
+		}
+		hs[2].HealStore()
+		pass(time.Minute)
+		if !knows(hs[2], ns[2], hs[1])() {
+			v, ok := hs[2].View(ns[2])
+			t.Errorf("h3 still has %v of h2, whole %t", endpoints(v, hs[1].Cluster.Self()), ok)
 		}
 	})
 }
