@@ -25,6 +25,9 @@ const (
 	contentionSpan = time.Second
 	// Bounds of a slot, and what it is before the first commit.
 	leastSlot, firstSlot, mostSlot = 2 * time.Millisecond, 5 * time.Millisecond, 50 * time.Millisecond
+	// fewest hosts that are made room for after a conflict: those that begin at the
+	// same time do not know of each other yet.
+	fewest = 8
 	// mostWindow bounds every wait, roughly.
 	mostWindow = time.Second
 	// gather is the least time from one publication of a host in a network to the
@@ -51,31 +54,30 @@ func (k *contention) saw(head *headRecord, self carrick.HostID, now time.Time) {
 	}
 }
 
-// took notes how long a commit took, be it refused. One that took long for once
-// counts little.
+// took notes how long a commit took, be it refused.
 func (k *contention) took(d time.Duration) {
 	d = min(max(d, leastSlot), mostSlot)
 	if k.slot == 0 {
 		k.slot = d
 		return
 	}
-	k.slot += (min(d, 2*k.slot) - k.slot) / 8
+	k.slot += (d - k.slot) / 4
 }
 
-// window is the time over which this host's next commit and those of the others
-// are spread: one slot for each.
-func (k *contention) window() time.Duration {
+// window is the time over which the next commits of so many hosts are spread: one
+// slot for each.
+func (k *contention) window(hosts int) time.Duration {
 	slot := k.slot
 	if slot == 0 {
 		slot = firstSlot
 	}
-	return min(slot*time.Duration(len(k.others)+1), mostWindow)
+	return min(slot*time.Duration(hosts), mostWindow)
 }
 
 // afterConflict is how long to wait after so many conflicts in a row, from 1.
 func (k *contention) afterConflict(conflicts int) time.Duration {
-	w := k.window()
-	return rand.N(max(w/time.Duration(min(conflicts, 4)), 2*max(k.slot, leastSlot)))
+	w := k.window(max(len(k.others)+1, fewest)) / time.Duration(min(conflicts, 4))
+	return rand.N(max(w, k.window(2)))
 }
 
 // afterCommit is how long to leave the head to the others, from a commit's
@@ -84,6 +86,6 @@ func (k *contention) afterCommit() time.Duration {
 	if len(k.others) == 0 {
 		return gather
 	}
-	w := k.window()
+	w := k.window(len(k.others) + 1)
 	return max(gather, w+rand.N(w))
 }

@@ -1,0 +1,163 @@
+package cluster_test
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/carrick-net/carrick/internal/sim"
+	"github.com/carrick-net/carrick/kvstore"
+	"github.com/carrick-net/carrick/kvstore/memory"
+)
+
+// distant is a store that takes as long to answer as servers do, and counts what
+// publications ask of it.
+type distant struct {
+	kvstore.Store
+	mu                        sync.Mutex // guards the rest
+	reads, commits, conflicts int
+}
+
+// travel takes half to one and a half of a time.
+func travel(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d/2 + rand.N(d))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+func (d *distant) Get(ctx context.Context, key string) (kvstore.Entry, error) {
+	if strings.HasPrefix(key, "v1/net/") {
+		d.mu.Lock()
+		d.reads++
+		d.mu.Unlock()
+	}
+	travel(ctx, 2*time.Millisecond)
+	return d.Store.Get(ctx, key)
+}
+
+func (d *distant) Watch(ctx context.Context, sel kvstore.Selector, since kvstore.Revision) (kvstore.View, error) {
+	v, err := d.Store.Watch(ctx, sel, since)
+	travel(ctx, 2*time.Millisecond)
+	return v, err
+}
+
+func (d *distant) Txn(ctx context.Context, t *kvstore.Txn) (kvstore.Revision, error) {
+	travel(ctx, 2*time.Millisecond)
+	rev, err := d.Store.Txn(ctx, t)
+	travel(ctx, 2*time.Millisecond)
+	if strings.HasSuffix(t.Ops[0].Key, "/head") {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		switch {
+		case err == nil:
+			d.commits++
+		case errors.Is(err, kvstore.ErrConflict):
+			d.conflicts++
+		}
+	}
+	return rev, err
+}
+
+// crowd makes hosts on one network that know of each other.
+func crowd(t *testing.T, s *memory.Server, n int) ([]*sim.Host, []*sim.Network, []*distant) {
+	t.Helper()
+	var hs []*sim.Host
+	var ns []*sim.Network
+	var ds []*distant
+	for i := range n {
+		d := &distant{}
+		h := sim.NewHostWith(t, s, sim.Options{Number: i + 1, Wrap: func(c *memory.Client) kvstore.Store {
+			d.Store = c
+			return d
+		}})
+		hs, ns, ds = append(hs, h), append(ns, h.MustCreate("app", sim.Create{Subnet: "10.42.0.0/16"})), append(ds, d)
+		h.MustRun(ns[i], sim.Run{})
+	}
+	for i, h := range hs {
+		sim.Eventually(t, h.Name+" knows all", func() bool {
+			v, ok := h.View(ns[i])
+			return ok && len(v.Endpoints) == n && h.Cluster.Health().Pending == 0
+		})
+	}
+	for _, d := range ds {
+		d.mu.Lock()
+		d.reads, d.commits, d.conflicts = 0, 0, 0
+		d.mu.Unlock()
+	}
+	return hs, ns, ds
+}
+
+// A container that starts on a network where little happens costs the store one
+// write, and no host reads anything.
+func TestPublicationCostsOneWrite(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		hs, ns, ds := crowd(t, memory.NewServer(), 3)
+		for range 10 {
+			for i, h := range hs {
+				h.MustRun(ns[i], sim.Run{})
+				travel(t.Context(), 500*time.Millisecond)
+			}
+		}
+		for i, d := range ds {
+			if d.commits != 10 || d.conflicts != 0 || d.reads != 0 {
+				t.Errorf("%s: %d commits, %d conflicts and %d reads for 10 containers", hs[i].Name, d.commits, d.conflicts, d.reads)
+			}
+		}
+	})
+}
+
+// Hosts that start containers at once do not keep each other from telling of them:
+// not many more writes fail than succeed, and what fails costs no reads.
+func TestManyPublishersOfOneNetwork(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const hosts, each = 16, 15
+		hs, ns, ds := crowd(t, memory.NewServer(), hosts)
+		began := time.Now()
+		var all sync.WaitGroup
+		for i, h := range hs {
+			all.Go(func() {
+				for range each {
+					travel(t.Context(), 100*time.Millisecond)
+					if _, err := h.Run(ns[i], sim.Run{}); err != nil {
+						t.Errorf("%s: %v", h.Name, err)
+					}
+				}
+			})
+		}
+		all.Wait()
+		sim.Eventually(t, "all is published", func() bool {
+			for _, h := range hs {
+				if h.Cluster.Health().Pending != 0 {
+					return false
+				}
+			}
+			return true
+		})
+		var commits, conflicts, reads int
+		for _, d := range ds {
+			commits += d.commits
+			conflicts += d.conflicts
+			reads += d.reads
+			if d.commits < 2 {
+				t.Errorf("a host came to write %d times, in %s", d.commits, time.Since(began))
+			}
+		}
+		t.Logf("%d containers: %d commits, %d conflicts, %d reads, in %s", hosts*each, commits, conflicts, reads, time.Since(began))
+		if conflicts > 3*commits || commits > hosts*each {
+			t.Errorf("%d commits and %d conflicts for %d containers", commits, conflicts, hosts*each)
+		}
+		if reads > commits {
+			t.Errorf("%d reads for %d commits on followed networks", reads, commits)
+		}
+	})
+}
