@@ -58,8 +58,12 @@ func (c *Cluster) blockRecords(ctx context.Context, id carrick.NetworkID) (map[n
 func (c *Cluster) ClaimBlock(ctx context.Context, id carrick.NetworkID, block netip.Prefix) error {
 	defer c.pend(id, block)()
 	var gen carrick.Gen
-	lent := map[netip.Addr]carrick.HostID{}
-	_, err := c.structural(ctx, func(ctx context.Context, t *kvstore.Txn, num uint32) error {
+	rec, err := c.jr.Network(id)
+	if err != nil {
+		return fmt.Errorf("claim block %s: %w", block, err)
+	}
+	var lent map[netip.Addr]blockRecord
+	_, err = c.structural(ctx, func(ctx context.Context, t *kvstore.Txn, num uint32) error {
 		// Who is leaving, or was removed, must not come to own anything.
 		_, aliasVer, err := get[aliasRecord](ctx, c, keyAlias(id, c.self))
 		if err != nil {
@@ -76,12 +80,7 @@ func (c *Cluster) ClaimBlock(ctx context.Context, id carrick.NetworkID, block ne
 		if have.version != 0 && have.value.Host != c.self && have.value.Host != "" {
 			return fmt.Errorf("%w (%s)", ErrBlockTaken, c.HostName(have.value.Host))
 		}
-		clear(lent)
-		for b, r := range recs {
-			if b != block && block.Overlaps(b) && r.value.Host != "" && r.value.Host != c.self {
-				lent[b.Addr()] = r.value.Host
-			}
-		}
+		lent = c.loansIn(rec.Conf, block, recs)
 		gen = max(have.value.Gen, carrick.MakeGen(num, 0))
 		var encErr error
 		key := keyBlock(id, block)
@@ -120,7 +119,7 @@ func (c *Cluster) isPending(n carrick.Network, b netip.Prefix) bool {
 
 // adoptBlock takes a claimed or granted block into the journal, with the single
 // addresses in it that others have borrowed of an earlier owner.
-func (c *Cluster) adoptBlock(id carrick.NetworkID, block netip.Prefix, gen carrick.Gen, lent map[netip.Addr]carrick.HostID) error {
+func (c *Cluster) adoptBlock(id carrick.NetworkID, block netip.Prefix, gen carrick.Gen, lent map[netip.Addr]blockRecord) error {
 	seen := c.seenEpoch()
 	return c.jr.Update(func(tx *journal.Tx) error {
 		rec, ok := tx.Network(id)
@@ -137,11 +136,7 @@ func (c *Cluster) adoptBlock(id carrick.NetworkID, block netip.Prefix, gen carri
 		}
 		rec.Freeing = slices.DeleteFunc(rec.Freeing, func(f journal.Freed) bool { return f.Block == block })
 		tx.PutNetwork(rec)
-		for a, host := range lent {
-			if l, ok := tx.Lease(id, a); !ok || l.Endpoint == "" {
-				tx.PutLease(journal.Lease{Network: id, Addr: a, Lent: host})
-			}
-		}
+		c.bookLoans(tx, rec.Conf, lent)
 		tx.Witness(gen)
 		if m := tx.Meta(); m.Epoch.Inc == seen.Inc && m.Epoch.Seq < seen.Seq {
 			m.Epoch = seen

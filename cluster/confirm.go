@@ -47,13 +47,23 @@ func (c *Cluster) confirm(ctx context.Context, id carrick.NetworkID, commit comm
 	}
 	for chunk := range slices.Chunk(rec.Blocks, 40) {
 		var lost map[netip.Prefix]carrick.HostID
+		var lent map[netip.Addr]blockRecord
 		err := commit(ctx, func(ctx context.Context, t *kvstore.Txn, num uint32) error {
 			var err error
-			lost, err = c.confirmBlocks(ctx, t, rec, chunk, num, recovering)
+			lost, lent, err = c.confirmBlocks(ctx, t, rec, chunk, num, recovering)
 			return err
 		})
 		if err != nil {
 			return fmt.Errorf("confirm blocks: %w", err)
+		}
+		if len(lent) > 0 {
+			err := c.jr.Update(func(tx *journal.Tx) error {
+				c.bookLoans(tx, rec.Conf, lent)
+				return nil
+			})
+			if err != nil {
+				return err
+			}
 		}
 		for b, owner := range lost {
 			c.log.Error("a block of this host belongs to another by now: its containers keep their addresses if the owner grants them",
@@ -162,15 +172,15 @@ func (c *Cluster) confirmSpace(ctx context.Context, t *kvstore.Txn, n carrick.Ne
 }
 
 // confirmBlocks adds this host's claims of some blocks, and returns those that
-// another host has.
-func (c *Cluster) confirmBlocks(ctx context.Context, t *kvstore.Txn, rec journal.Network, blocks []netip.Prefix, num uint32, recovering bool) (map[netip.Prefix]carrick.HostID, error) {
+// another host has, and what others have borrowed of those that are claimed.
+func (c *Cluster) confirmBlocks(ctx context.Context, t *kvstore.Txn, rec journal.Network, blocks []netip.Prefix, num uint32, recovering bool) (lost map[netip.Prefix]carrick.HostID, lent map[netip.Addr]blockRecord, err error) {
 	id := rec.Conf.ID
 	var encErr error
-	lost := map[netip.Prefix]carrick.HostID{}
+	lost, lent = map[netip.Prefix]carrick.HostID{}, map[netip.Addr]blockRecord{}
 	gen := carrick.MakeGen(num, c.jr.Meta().Clock)
 	recs, err := c.blockRecords(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, b := range blocks {
 		key, have, ver := keyBlock(id, b), recs[b].value, recs[b].version
@@ -189,8 +199,24 @@ func (c *Cluster) confirmBlocks(ctx context.Context, t *kvstore.Txn, rec journal
 		}
 		t.Version(key, ver)
 		put(t, &encErr, key, &blockRecord{envelope: envelope{schema}, Host: c.self, Num: num, Gen: max(gen, have.Gen)})
+		for a, r := range c.loansIn(rec.Conf, b, recs) {
+			if !recovering || r.Num == num { // else it is of the past, maybe
+				lent[a] = r
+			}
+		}
 	}
-	return lost, encErr
+	return lost, lent, encErr
+}
+
+// loansIn returns the addresses of a block that other hosts have borrowed.
+func (c *Cluster) loansIn(n carrick.Network, block netip.Prefix, recs map[netip.Prefix]read[blockRecord]) map[netip.Addr]blockRecord {
+	out := map[netip.Addr]blockRecord{}
+	for b, r := range recs {
+		if b != block && borrowed(n, b) && block.Contains(b.Addr()) && r.value.Host != "" && r.value.Host != c.self {
+			out[b.Addr()] = r.value
+		}
+	}
+	return out
 }
 
 // borrowed says whether a block is a single address of another host's block.

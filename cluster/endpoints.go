@@ -34,7 +34,7 @@ func (c *Cluster) AddEndpoint(e journal.Endpoint) error {
 		}
 		for _, a := range e.Addrs {
 			l, ok := tx.Lease(e.Network, a)
-			if !ok || l.Released != 0 || l.Endpoint != "" {
+			if !ok || l.Released != 0 || l.Endpoint != "" || l.Lent != "" {
 				return fmt.Errorf("%s: %w", a, ErrAddress)
 			}
 			l.Endpoint = e.ID

@@ -192,7 +192,7 @@ func (c *Cluster) compareBlocks(ctx context.Context, id carrick.NetworkID) error
 				rec.Freeing = append(rec.Freeing, journal.Freed{Block: b, Gen: r.value.Gen})
 				changed = true
 			case r.value.Host != "" && r.value.Host != c.self && borrowed(rec.Conf, b) && slices.Contains(rec.Blocks, blockOf(rec.Conf, b.Addr())):
-				c.bookLoan(tx, rec, b.Addr(), r.value)
+				c.bookLoan(tx, rec.Conf, b.Addr(), r.value)
 			}
 		}
 		for a, l := range tx.Leases(id) {
@@ -210,15 +210,27 @@ func (c *Cluster) compareBlocks(ctx context.Context, id carrick.NetworkID) error
 }
 
 // bookLoan makes the journal say that an address of this host is lent, as the
-// store does.
-func (c *Cluster) bookLoan(tx *journal.Tx, rec journal.Network, a netip.Addr, r blockRecord) {
-	l, ok := tx.Lease(rec.Conf.ID, a)
+// store does. One that is in use here since the loan was given back, or before it
+// was made, is not: in the latter case it is the borrower's, and an endpoint that
+// has it here is in dispute.
+func (c *Cluster) bookLoan(tx *journal.Tx, n carrick.Network, a netip.Addr, r blockRecord) {
+	l, ok := tx.Lease(n.ID, a)
+	used := ok && l.Released == 0 && l.Lent == ""
 	switch {
 	case ok && l.Lent == r.Host:
-	case ok && l.Released == 0:
-		c.log.Error("an address in use here is lent to another host according to the store", "network", rec.Conf.Label(), "addr", a, "host", c.HostName(r.Host))
-	default:
-		tx.PutLease(journal.Lease{Network: rec.Conf.ID, Addr: a, Lent: r.Host, Gen: r.Gen})
+		return
+	case used && l.Gen >= r.Gen:
+		c.log.Warn("an address in use here is lent to another host according to the store", "network", n.Label(), "addr", a, "host", c.HostName(r.Host))
+		return
+	case used:
+		c.log.Error("an address in use here was lent to another host meanwhile", "network", n.Label(), "addr", a, "host", c.HostName(r.Host))
+	}
+	tx.PutLease(journal.Lease{Network: n.ID, Addr: a, Lent: r.Host, Gen: r.Gen})
+}
+
+func (c *Cluster) bookLoans(tx *journal.Tx, n carrick.Network, lent map[netip.Addr]blockRecord) {
+	for a, r := range lent {
+		c.bookLoan(tx, n, a, r)
 	}
 }
 

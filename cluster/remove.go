@@ -482,17 +482,22 @@ func (c *Cluster) regain(ctx context.Context) (again bool, err error) {
 	return false, nil
 }
 
-// disputed lists the addresses that endpoints of this host have and that lie in
-// no block of its own: another host owns them by now.
+// disputed lists the addresses that endpoints of this host have and that are not
+// given out to them by this host: another one owns or has borrowed them by now.
 func (c *Cluster) disputed(id carrick.NetworkID) map[netip.Addr]carrick.EndpointID {
 	rec, err := c.jr.Network(id)
 	if err != nil || rec.Leaving {
 		return nil
 	}
+	eps := c.jr.Endpoints(id)
+	if len(eps) == 0 {
+		return nil
+	}
+	leases := c.jr.Leases(id)
 	var out map[netip.Addr]carrick.EndpointID
-	for _, e := range c.jr.Endpoints(id) {
+	for _, e := range eps {
 		for _, a := range e.Addrs {
-			if !inBlocks(rec.Blocks, a) {
+			if !inBlocks(rec.Blocks, a) || leases[a].Endpoint != e.ID {
 				if out == nil {
 					out = map[netip.Addr]carrick.EndpointID{}
 				}
@@ -511,7 +516,7 @@ func (c *Cluster) settleDisputes(ctx context.Context, id carrick.NetworkID) erro
 		return nil
 	}
 	for a, ep := range c.disputed(id) {
-		err := c.retake(ctx, rec.Conf, a)
+		err := c.retake(ctx, rec.Conf, a, ep)
 		switch {
 		case errors.Is(err, ErrRefused):
 			c.log.Debug("address stays in dispute", "network", rec.Conf.Label(), "addr", a, "endpoint", ep.Short(), "err", err)
@@ -550,19 +555,44 @@ func (c *Cluster) settleDisputes(ctx context.Context, id carrick.NetworkID) erro
 
 // retake makes a disputed address this host's again: by claiming its block if that
 // is nobody's, else by asking the owner.
-func (c *Cluster) retake(ctx context.Context, n carrick.Network, a netip.Addr) error {
-	for _, p := range n.Pools {
-		if !p.Prefix.Contains(a) {
-			continue
+func (c *Cluster) retake(ctx context.Context, n carrick.Network, a netip.Addr, ep carrick.EndpointID) error {
+	i := slices.IndexFunc(n.Pools, func(p carrick.Pool) bool { return p.Prefix.Contains(a) })
+	if i < 0 {
+		return fmt.Errorf("%s: %w: in no pool of the network", a, ErrRefused)
+	}
+	if rec, err := c.jr.Network(n.ID); err != nil {
+		return err
+	} else if !inBlocks(rec.Blocks, a) {
+		err := c.ClaimBlock(ctx, n.ID, blockOf(n, a))
+		if errors.Is(err, ErrBlockTaken) {
+			_, err = c.Borrow(ctx, n.ID, n.Pools[i].Prefix, a)
 		}
-		err := c.ClaimBlock(ctx, n.ID, netip.PrefixFrom(a, p.Block).Masked())
-		if !errors.Is(err, ErrBlockTaken) {
+		if err != nil {
 			return err
 		}
-		_, err = c.Borrow(ctx, n.ID, p.Prefix, a)
-		return err
 	}
-	return fmt.Errorf("%s: %w: in no pool of the network", a, ErrRefused)
+	return c.rebind(n.ID, a, ep)
+}
+
+// rebind gives an address of this host's blocks to the endpoint that has it, unless
+// it is given out or lent otherwise: [ErrRefused].
+func (c *Cluster) rebind(id carrick.NetworkID, a netip.Addr, ep carrick.EndpointID) error {
+	return c.jr.Update(func(tx *journal.Tx) error {
+		e, ok := tx.Endpoint(ep)
+		l, known := tx.Lease(id, a)
+		switch {
+		case !ok, known && l.Released == 0 && l.Endpoint == ep:
+			return nil
+		case known && l.Released == 0 && l.Lent != "":
+			return fmt.Errorf("%s: %w: it is lent to host %s", a, ErrRefused, c.HostName(l.Lent))
+		case known && l.Released == 0:
+			return fmt.Errorf("%s: %w: another endpoint of this host has it", a, ErrRefused)
+		}
+		e.Gen = tx.Stamp()
+		tx.PutEndpoint(e)
+		tx.PutLease(journal.Lease{Network: id, Addr: a, Endpoint: ep, Gen: e.Gen})
+		return nil
+	})
 }
 
 // noteConflict remembers why a network cannot be published; "" ends it.

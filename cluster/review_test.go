@@ -104,3 +104,47 @@ func TestGrantWhoseReplyIsLost(t *testing.T) {
 		}
 	})
 }
+
+// A block that comes back to a removed host has addresses that were lent
+// meanwhile, by an owner that is gone by then: they are not the block's owner's.
+func TestRegainedBlockWithLoansOfAnother(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		hs, ns := trio(t, s, "10.42.0.0/24")
+		c := hs[0].MustRun(ns[0], sim.Run{})
+		had := c.Addr.Addr()
+		free := had.Next()
+		pass(5 * time.Second)
+		hs[0].Crash()
+		pass(time.Minute)
+		if _, err := hs[2].Cluster.RemoveHost(t.Context(), "h1", false); err != nil {
+			t.Fatal(err)
+		}
+		mine := hs[2].MustRun(ns[2], sim.Run{IP: free.Next().String()}) // claims the block
+		hs[1].MustRun(ns[1], sim.Run{IP: had.String()})
+		hs[1].MustRun(ns[1], sim.Run{IP: free.String()})
+		hs[2].Stop(mine)
+		if err := hs[2].NetworkRm("app"); err != nil {
+			t.Fatal(err)
+		}
+		hs[0].Start()
+		pass(3 * time.Second)
+		if hs[0].Cluster.Journal().Meta().Fenced {
+			t.Fatal("h1 has regained nothing, so this shows nothing")
+		}
+		if _, err := hs[0].Run(ns[0], sim.Run{IP: free.String()}); err == nil {
+			t.Errorf("%s is on two hosts", free)
+		}
+		if !fenced(t, hs[0], c) {
+			t.Errorf("%s is on two hosts: the container of the removed one is not cut off", had)
+		}
+		pass(5 * time.Minute)
+		if !fenced(t, hs[0], c) {
+			t.Errorf("%s is on two hosts, later", had)
+		}
+		if got := strings.Join(hs[0].Cluster.Conflicts(), "\n"); !strings.Contains(got, had.String()) {
+			t.Errorf("h1 does not tell of it: %q", got)
+		}
+	})
+}
