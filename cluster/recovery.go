@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -48,7 +49,15 @@ func (c *Cluster) expect(ctx context.Context, inc string, version kvstore.Revisi
 	for _, e := range v.Entries {
 		present[carrick.HostID(strings.TrimPrefix(e.Key, prefixRecovery))] = e
 	}
+	gone, err := c.store.List(ctx, kvstore.Under(prefixRemoved))
+	c.heard(err)
+	if err != nil {
+		return err
+	}
 	known := c.jr.Hosts()
+	for _, e := range gone.Entries {
+		delete(known, carrick.HostID(strings.TrimPrefix(e.Key, prefixRemoved))) // named as gone for good
+	}
 	known[c.self] = c.SelfHost()
 	var missing []carrick.HostID
 	for id := range known {
@@ -207,7 +216,9 @@ func (c *Cluster) endRecovery(ctx context.Context, r epochRecord, version kvstor
 	if !done {
 		return nil // a host that is new to the cluster waits like everybody else
 	}
-	if err := c.sweepStale(ctx, r, version, hosts); err != nil {
+	if err := c.sweepStale(ctx, r, version, hosts); errors.Is(err, kvstore.ErrConflict) {
+		return nil // somebody writes something of it, or was faster; look again
+	} else if err != nil {
 		return fmt.Errorf("end the recovery: %w", err)
 	}
 	next := r.next()
@@ -237,8 +248,15 @@ func (c *Cluster) sweepStale(ctx context.Context, r epochRecord, version kvstore
 	if err != nil {
 		return err
 	}
-	var keys []string     // to delete
-	var prefixes []string // of networks without a host
+	hosts = maps.Clone(hosts)
+	for _, e := range v.Entries {
+		// Who came to the cluster meanwhile has nothing to write again, and is here.
+		if h, err := decode[hostRecord](e.Key, e.Value); strings.HasPrefix(e.Key, prefixHosts) && err == nil && h.Num == r.Num {
+			hosts[h.ID] = true
+		}
+	}
+	var keys []kvstore.Entry // to delete
+	var prefixes []string    // of networks without a host
 	used := map[carrick.NetworkID]bool{}
 	nets := map[carrick.NetworkID]bool{}
 	for _, e := range v.Entries {
@@ -261,46 +279,46 @@ func (c *Cluster) sweepStale(ctx context.Context, r epochRecord, version kvstore
 	for _, e := range v.Entries {
 		if id, rest, ok := netOfKey(e.Key); ok {
 			if used[id] && c.staleInNet(id, rest, e, r.Num, hosts) {
-				keys = append(keys, e.Key)
+				keys = append(keys, e)
 			}
 			continue
 		}
 		switch {
 		case strings.HasPrefix(e.Key, prefixHosts):
 			if !hosts[carrick.HostID(strings.TrimPrefix(e.Key, prefixHosts))] {
-				keys = append(keys, e.Key)
+				keys = append(keys, e)
 			}
 		case strings.HasPrefix(e.Key, keyName("")), strings.HasPrefix(e.Key, layout+"vtep/"):
 			if h, err := decode[holderRecord](e.Key, e.Value); err != nil || !hosts[h.Host] {
-				keys = append(keys, e.Key)
+				keys = append(keys, e)
 			}
 		case strings.HasPrefix(e.Key, layout+"vni/"):
 			if n, err := decode[vniRecord](e.Key, e.Value); err != nil || !used[n.Network] {
-				keys = append(keys, e.Key)
+				keys = append(keys, e)
 			}
 		case strings.HasPrefix(e.Key, prefixAsks):
-			keys = append(keys, e.Key) // whoever still wants something asks again
+			keys = append(keys, e) // whoever still wants something asks again
 		case strings.HasPrefix(e.Key, keyTenant("")):
 			space, err := decode[tenantRecord](e.Key, e.Value)
 			kept := slices.DeleteFunc(slices.Clone(space.Prefixes), func(p tenantPrefix) bool { return !used[p.Network] })
 			switch {
 			case err != nil || len(kept) == 0:
-				keys = append(keys, e.Key)
+				keys = append(keys, e)
 			case len(kept) < len(space.Prefixes):
 				space.Prefixes = kept
-				tenants = append(tenants, func(t *kvstore.Txn) { put(t, &encErr, e.Key, &space) })
+				tenants = append(tenants, func(t *kvstore.Txn) { t.Version(e.Key, e.Version); put(t, &encErr, e.Key, &space) })
 			}
 		}
 	}
 	var ops []func(*kvstore.Txn)
-	for _, k := range keys {
-		ops = append(ops, func(t *kvstore.Txn) { t.Delete(k) })
+	for _, e := range keys {
+		ops = append(ops, func(t *kvstore.Txn) { t.Version(e.Key, e.Version).Delete(e.Key) })
 	}
 	for _, p := range prefixes {
 		ops = append(ops, func(t *kvstore.Txn) { t.DeletePrefix(p) })
 	}
 	ops = append(ops, tenants...)
-	for chunk := range slices.Chunk(ops, 100) {
+	for chunk := range slices.Chunk(ops, 50) {
 		t := (&kvstore.Txn{}).Version(keyEpoch, version)
 		for _, op := range chunk {
 			op(t)

@@ -58,6 +58,36 @@ func TestGraceOfAHostThatNeverRestarted(t *testing.T) {
 	})
 }
 
+// A host that is new to the cluster while others write the store again is there
+// when they have.
+func TestRegisteredDuringARecovery(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		a, b := sim.NewHost(t, s, 1), sim.NewHost(t, s, 2)
+		a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+		pass(5 * time.Second)
+		b.Crash()
+		s.Wipe()
+		pass(10 * time.Second)
+		c := sim.NewHost(t, s, 3)
+		pass(time.Second)
+		b.BlindStore() // it has not heard of the new one
+		b.Start()
+		pass(10 * time.Second)
+		if _, err := a.NetworkCreate("other", sim.Create{Subnet: "10.43.0.0/24"}); err != nil {
+			t.Fatalf("the recovery is not over, so this shows nothing: %v", err)
+		}
+		b.HealStore()
+		pass(10 * time.Second)
+		for _, key := range []string{"v1/host/" + string(c.Cluster.Self()), "v1/name/h3", "v1/vtep/192.0.2.3"} {
+			if _, ok := s.Peek(key); !ok {
+				t.Errorf("%s is gone", key)
+			}
+		}
+	})
+}
+
 // losesGrant loses the reply to a grant, once, and then hears nothing of changes.
 type losesGrant struct {
 	*memory.Client
@@ -145,6 +175,29 @@ func TestRegainedBlockWithLoansOfAnother(t *testing.T) {
 		}
 		if got := strings.Join(hs[0].Cluster.Conflicts(), "\n"); !strings.Contains(got, had.String()) {
 			t.Errorf("h1 does not tell of it: %q", got)
+		}
+	})
+}
+
+// Who was named as gone is not waited for because of a host that had not heard so.
+func TestGoneForGoodStaysGone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		hs, _ := trio(t, s, "10.42.0.0/24")
+		pass(5 * time.Second)
+		hs[1].Crash()
+		hs[2].Crash()
+		s.Wipe()
+		pass(10 * time.Second)
+		if _, err := hs[0].Cluster.RemoveHost(t.Context(), "h3", true); err != nil {
+			t.Fatal(err)
+		}
+		pass(5 * time.Second)
+		hs[1].Start()
+		pass(10 * time.Second)
+		if _, err := hs[0].NetworkCreate("other", sim.Create{Subnet: "10.43.0.0/24"}); err != nil {
+			t.Errorf("the recovery is not over: %v", err)
 		}
 	})
 }
