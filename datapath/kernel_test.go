@@ -279,6 +279,7 @@ func TestTheUnderlayIsFound(t *testing.T) {
 	nstest.Run(t, h.NS, "ip link add docker0 type bridge")
 	nstest.Run(t, h.NS, "ip addr add 172.17.0.1/16 dev docker0")
 	nstest.Run(t, h.NS, "ip route add 198.51.100.0/24 via 192.0.2.254")
+	nstest.Run(t, h.NS, "ip route add fd00:99::/64 via 2001:db8::fe")
 	ctx := t.Context()
 	for in, want := range map[string]datapath.Underlay{
 		"":             {Addr: h.VTEP, Interface: "eth0", MTU: 1400},
@@ -302,7 +303,7 @@ func TestTheUnderlayIsFound(t *testing.T) {
 	}
 	got, err := h.o.HostPrefixes(ctx)
 	var want []netip.Prefix
-	for _, p := range []string{"127.0.0.0/8", "172.17.0.0/16", "192.0.2.0/24", "198.51.100.0/24", "::1/128", "2001:db8::/64"} {
+	for _, p := range []string{"127.0.0.0/8", "172.17.0.0/16", "192.0.2.0/24", "198.51.100.0/24", "::1/128", "2001:db8::/64", "fd00:99::/64"} {
 		want = append(want, netip.MustParsePrefix(p))
 	}
 	if err != nil || !slices.Equal(got, want) {

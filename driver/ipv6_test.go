@@ -9,6 +9,7 @@ import (
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster"
+	"github.com/carrick-net/carrick/dockerapi"
 	"github.com/carrick-net/carrick/driver"
 	"github.com/carrick-net/carrick/internal/sim"
 	"github.com/carrick-net/carrick/ipam"
@@ -239,6 +240,35 @@ func TestJoiningBothFamilies(t *testing.T) {
 	}
 }
 
+// Two creates of one host at the same time, one that joins and leaves the IPv6
+// subnet to its network, one that leaves both to the driver: each gets its own.
+func TestTwoCreatesAtOnce(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	a, b := sim.NewHost(t, s, 1), sim.NewHost(t, s, 2)
+	a.MustCreate("app", dual())
+	request := func(subnet string, six bool) netip.Prefix {
+		t.Helper()
+		r := dockerapi.RequestPoolRequest{AddressSpace: dockerapi.AddressSpace, V6: six}
+		if subnet != "" {
+			r.Pool = netip.MustParsePrefix(subnet)
+		}
+		got, err := b.IPAM.RequestPool(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.Pool
+	}
+	request("10.42.0.0/16", false) // the one that joins
+	request("", false)             // the other one
+	if got := request("", true); got.String() != "fd00:42::/64" {
+		t.Errorf("who joins was given %s", got)
+	}
+	if got := request("", true); !netip.MustParsePrefix("fd88:93b9:19b6::/48").Contains(got.Addr()) {
+		t.Errorf("the other one was given %s", got)
+	}
+}
+
 // Engines from 28 on ask for no IPv6 address for a container that has IPv6 turned
 // off by a sysctl of its own, or give it back once its interface is up.
 func TestContainersWithoutIPv6(t *testing.T) {
@@ -374,37 +404,34 @@ func TestMACsOfIPv6Addresses(t *testing.T) {
 	h.MustRun(n, sim.Run{IP6: next.String(), MAC: "02:00:00:00:00:07"})
 }
 
-// Two hosts that choose the same subnet at the same moment get two networks or an
-// error, never one network that neither asked for.
+// Two hosts that choose the same subnet at the same moment do not find themselves
+// in one network, which neither asked for: the later one is told to try again, and
+// then gets another.
 func TestChosenSubnetsNeverMeet(t *testing.T) {
 	t.Parallel()
 	s := memory.NewServer()
-	a, b := sim.NewHost(t, s, 1), sim.NewHost(t, s, 2)
+	hs := []*sim.Host{sim.NewHost(t, s, 1), sim.NewHost(t, s, 2)}
 	// Both agents have just started, so both offer the same subnet first.
-	done := make(chan error, 2)
-	nets := make(chan carrick.NetworkID, 2)
-	for _, h := range []*sim.Host{a, b} {
-		go func() {
-			n, err := h.NetworkCreate("mine", sim.Create{})
-			if err == nil {
-				rec, jerr := h.Cluster.Journal().ByAlias(n.ID)
-				nets <- rec.Conf.ID
-				err = jerr
-			}
-			done <- err
-		}()
+	var offers []dockerapi.PoolData
+	for _, h := range hs {
+		got, err := h.IPAM.RequestPool(t.Context(), dockerapi.RequestPoolRequest{AddressSpace: dockerapi.AddressSpace})
+		if err != nil {
+			t.Fatal(err)
+		}
+		offers = append(offers, dockerapi.PoolData{AddressSpace: dockerapi.AddressSpace, Pool: got.Pool, Gateway: got.Pool.Addr().Next()})
 	}
-	for range 2 {
-		if err := <-done; err != nil && !strings.Contains(err.Error(), "try again") {
-			t.Error(err)
+	if offers[0].Pool != offers[1].Pool {
+		t.Fatalf("offered %s and %s, so this shows nothing", offers[0].Pool, offers[1].Pool)
+	}
+	for i, h := range hs {
+		err := h.Driver.CreateNetwork(t.Context(), dockerapi.CreateNetworkRequest{
+			ID: carrick.DockerNetworkID(strings.Repeat(string(rune('a'+i)), 64)), EnableIPv4: true, IPv4: offers[i : i+1],
+		})
+		if i == 0 && err != nil || i == 1 && (!errors.Is(err, cluster.ErrMismatch) || !strings.Contains(err.Error(), "try again")) {
+			t.Errorf("h%d: %v", i+1, err)
 		}
 	}
-	close(nets)
-	seen := map[carrick.NetworkID]bool{}
-	for id := range nets {
-		if seen[id] {
-			t.Error("two networks were made one")
-		}
-		seen[id] = true
+	if n := hs[1].MustCreate("again", sim.Create{}); n.Subnet == offers[0].Pool {
+		t.Errorf("the second try got %s again", n.Subnet)
 	}
 }

@@ -117,8 +117,11 @@ func unusable(p netip.Prefix) bool {
 // The zero prefix: none is being joined.
 func (d *Driver) inherit(ctx context.Context, six bool, tenant string, join carrick.NetworkID) (netip.Prefix, string, error) {
 	if join == "" {
+		if !six {
+			return netip.Prefix{}, tenant, nil
+		}
 		p, ok := d.res.peer(tenant)
-		if !six || !ok {
+		if !ok {
 			return netip.Prefix{}, tenant, nil
 		}
 		return p, tenant, d.cfg.Cluster.Refuse(tenant, p)

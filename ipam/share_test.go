@@ -19,9 +19,8 @@ func TestTenHostsShareASmallSubnet(t *testing.T) {
 	t.Parallel()
 	const hosts, want = 10, 240
 	for name, turn := range map[string]func(i int) int{
-		"in turn":                 func(i int) int { return i % hosts },
-		"one after the other":     func(i int) int { return i * hosts / want },
-		"most on the first hosts": func(i int) int { return min(i%13, i%hosts) },
+		"in turn":             func(i int) int { return i % hosts },
+		"one after the other": func(i int) int { return i * hosts / want },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -33,7 +32,6 @@ func TestTenHostsShareASmallSubnet(t *testing.T) {
 				hs, nets = append(hs, h), append(nets, h.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"}))
 			}
 			holder := map[netip.Addr]string{}
-			var all []func()
 			for i := range want {
 				h, n := hs[turn(i)], nets[turn(i)]
 				c, err := h.Run(n, sim.Run{})
@@ -48,10 +46,6 @@ func TestTenHostsShareASmallSubnet(t *testing.T) {
 					t.Errorf("%s got %s", h.Name, a)
 				}
 				holder[a] = h.Name
-				all = append(all, func() { h.Stop(c) })
-			}
-			for _, stop := range all {
-				stop()
 			}
 		})
 	}
