@@ -109,10 +109,10 @@ func (c *Cluster) tryRegister(ctx context.Context) error {
 	if err := c.refuseTwin(ctx, old); err != nil {
 		return err
 	}
-	if err := c.claim(ctx, t, &encErr, keyName(c.cfg.Name), "name "+c.cfg.Name, "--node"); err != nil {
+	if err := c.claim(ctx, t, &encErr, epoch, keyName(c.cfg.Name), "name "+c.cfg.Name, "--node"); err != nil {
 		return err
 	}
-	if err := c.claim(ctx, t, &encErr, keyVTEP(c.cfg.VTEP), "VTEP address "+c.cfg.VTEP.String(), "--advertise"); err != nil {
+	if err := c.claim(ctx, t, &encErr, epoch, keyVTEP(c.cfg.VTEP), "VTEP address "+c.cfg.VTEP.String(), "--advertise"); err != nil {
 		return err
 	}
 	// What this host held before and no longer uses.
@@ -150,11 +150,23 @@ func (c *Cluster) tryRegister(ctx context.Context) error {
 }
 
 // claim adds to t the claim of a name or address for this host, or returns
-// [ErrIdentity] naming both hosts if another holds it.
-func (c *Cluster) claim(ctx context.Context, t *kvstore.Txn, encErr *error, key, what, option string) error {
+// [ErrIdentity] naming both hosts if another holds it. What a holder has not written
+// again in a recovery is of the past, and may have become this host's since.
+func (c *Cluster) claim(ctx context.Context, t *kvstore.Txn, encErr *error, epoch epochRecord, key, what, option string) error {
 	held, version, err := get[holderRecord](ctx, c, key)
 	if err != nil {
 		return err
+	}
+	if version != 0 && held.Host != c.self && !epoch.Recovering.IsZero() && c.jr.Meta().Registered {
+		other, otherVersion, err := get[hostRecord](ctx, c, keyHost(held.Host))
+		if err != nil {
+			return err
+		}
+		if other.Num < epoch.Num {
+			t.Version(keyHost(held.Host), otherVersion).Version(key, version)
+			put(t, encErr, key, &holderRecord{envelope{schema}, c.self})
+			return nil
+		}
 	}
 	if version != 0 && held.Host != c.self {
 		return fmt.Errorf("%w: %s of this host (%s, id %s) is held by %s: give this one another with %s, or restore its state directory if it is the same machine",

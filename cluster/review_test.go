@@ -179,6 +179,39 @@ func TestRegainedBlockWithLoansOfAnother(t *testing.T) {
 	})
 }
 
+// A machine that took a dead one's name and address after the backup is not turned
+// away by what the backup says.
+func TestRestoredNameOfAReplacedHost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		hs, _ := trio(t, s, "10.42.0.0/24")
+		pass(5 * time.Second)
+		backup := s.Snapshot()
+		old := hs[2].Cluster.Self()
+		hs[2].Crash()
+		pass(time.Minute)
+		if _, err := hs[0].Cluster.RemoveHost(t.Context(), "h3", false); err != nil {
+			t.Fatal(err)
+		}
+		pass(5 * time.Second)
+		again := sim.NewHost(t, s, 3)
+		pass(5 * time.Second)
+		s.Restore(backup)
+		pass(10 * time.Second)
+		if v, _ := s.Peek("v1/name/h3"); !strings.Contains(string(v), string(again.Cluster.Self())) {
+			t.Errorf("the name is held by %s", v)
+		}
+		if _, err := hs[0].Cluster.RemoveHost(t.Context(), string(old), true); err != nil {
+			t.Error(err)
+		}
+		pass(10 * time.Second)
+		if _, err := again.NetworkCreate("other", sim.Create{Subnet: "10.43.0.0/24"}); err != nil {
+			t.Errorf("the recovery is not over: %v", err)
+		}
+	})
+}
+
 // Who was named as gone is not waited for because of a host that had not heard so.
 func TestGoneForGoodStaysGone(t *testing.T) {
 	t.Parallel()
