@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster/journal"
@@ -93,8 +94,9 @@ type Cluster struct {
 
 	// creating is held for reading from a create's commit in the store until it is
 	// in the journal, and for writing by whoever removes aliases that the journal
-	// does not have. It comes before mu.
-	creating sync.RWMutex
+	// does not have, who takes all of creators. It comes before mu. Whoever waits for
+	// it can be told to stop, since it is held over I/O and its repetitions.
+	creating *semaphore.Weighted
 
 	// mu guards everything below. It is never held over I/O.
 	mu      sync.Mutex
@@ -140,9 +142,12 @@ type Cluster struct {
 	announceAgain chan struct{}
 	// answering is held while requests of other hosts are answered, and while this
 	// host's own books about what it lent are compared with the store. It comes
-	// before mu.
-	answering sync.Mutex
+	// before mu, and can be waited for like creating.
+	answering *semaphore.Weighted
 }
+
+// creators is more than there can ever be at once.
+const creators = 1 << 30
 
 // running is what background work needs while Run runs.
 type running struct {
@@ -184,6 +189,8 @@ func New(cfg Config) *Cluster {
 		conflicts:     map[carrick.NetworkID]string{},
 		asked:         map[string]bool{},
 		pending:       map[idleBlock]int{},
+		creating:      semaphore.NewWeighted(creators),
+		answering:     semaphore.NewWeighted(1),
 		suspicion:     make(chan struct{}, 1),
 		settleAgain:   make(chan struct{}, 1),
 		announceAgain: make(chan struct{}, 1),

@@ -48,8 +48,10 @@ func (c *Cluster) watchAsks(ctx context.Context) error {
 // answerAll answers every open question of some records, and says whether any is
 // left.
 func (c *Cluster) answerAll(ctx context.Context, entries []kvstore.Entry) (left bool) {
-	c.answering.Lock()
-	defer c.answering.Unlock()
+	if c.answering.Acquire(ctx, 1) != nil {
+		return true
+	}
+	defer c.answering.Release(1)
 	for _, e := range entries {
 		_, requester, ok := partiesOfAsk(e.Key)
 		r, err := decode[askRecord](e.Key, e.Value)

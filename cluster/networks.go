@@ -44,8 +44,10 @@ const createTries = 20
 // then the journal. Errors: [ErrOverlap], [ErrVNITaken], [ErrMismatch],
 // [ErrAliased], [ErrUnknownNetwork] (Want.Network), or the store's.
 func (c *Cluster) CreateNetwork(ctx context.Context, w Want) (n carrick.Network, joined bool, err error) {
-	c.creating.RLock()
-	defer c.creating.RUnlock()
+	if err := c.creating.Acquire(ctx, 1); err != nil {
+		return carrick.Network{}, false, fmt.Errorf("create network: wait for an earlier one to be cleared away: %w", err)
+	}
+	defer c.creating.Release(1)
 	_, err = c.structural(ctx, func(ctx context.Context, t *kvstore.Txn, num uint32) error {
 		var err error
 		n, joined, err = c.buildCreate(ctx, t, w, num)
@@ -125,7 +127,7 @@ func (c *Cluster) buildCreate(ctx context.Context, t *kvstore.Txn, w Want, num u
 	t.Version(keyTenant(w.Tenant), spaceVer).Absent(keyVNI(n.VNI)).Absent(keyConf(n.ID))
 	put(t, &encErr, keyTenant(w.Tenant), &space)
 	put(t, &encErr, keyVNI(n.VNI), &vniRecord{envelope{schema}, n.ID})
-	put(t, &encErr, keyConf(n.ID), &confRecord{envelope{schema}, n})
+	put(t, &encErr, keyConf(n.ID), &confRecord{envelope{schema}, num, n})
 	put(t, &encErr, keyMembers(n.ID), &membersRecord{envelope{schema}, 1})
 	put(t, &encErr, keyHead(n.ID), &headRecord{envelope: envelope{schema}, Num: num})
 	put(t, &encErr, keyAlias(n.ID, c.self), &aliasRecord{envelope{schema}, c.self, []dockerAlias{{Docker: w.Docker}}})

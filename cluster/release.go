@@ -157,8 +157,10 @@ func (c *Cluster) free(ctx context.Context, n carrick.Network, f journal.Freed) 
 // store's together: claims of its own that its journal does not have are given
 // back, and loans in its blocks are the same on both sides.
 func (c *Cluster) compareBlocks(ctx context.Context, id carrick.NetworkID) error {
-	c.answering.Lock()
-	defer c.answering.Unlock()
+	if err := c.answering.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer c.answering.Release(1)
 	_, before, err := c.readEpoch(ctx)
 	if err != nil {
 		return err

@@ -250,8 +250,10 @@ func (c *Cluster) dropStrangers(ctx context.Context) error {
 }
 
 func (c *Cluster) dropStranger(ctx context.Context, n carrick.Network) error {
-	c.creating.Lock()
-	defer c.creating.Unlock()
+	if err := c.creating.Acquire(ctx, creators); err != nil {
+		return err
+	}
+	defer c.creating.Release(creators)
 	if _, err := c.jr.Network(n.ID); err == nil {
 		return nil
 	}
