@@ -138,12 +138,15 @@ func (j *Journal) distrust() {
 }
 
 // ready makes sure that the file holds what memory does: it opens the file
-// again, or if that holds anything else replaces it by a new one, written from
-// memory, which has exactly what was reported as written. The caller holds disk,
-// so that durable stays as it is.
+// again, or if that holds anything else, or is not there, replaces it by a new
+// one, written from memory, which has exactly what was reported as written. The
+// caller holds disk, so that durable stays as it is.
 func (j *Journal) ready() error {
-	if j.file != nil {
+	if j.file != nil && j.file.isAt(j.path) {
 		return nil
+	}
+	if j.file != nil { // somebody moved it away, and what is written to it is lost at the next start
+		j.distrust()
 	}
 	if !j.stale {
 		f, t, err := openFile(j.path)

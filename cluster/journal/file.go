@@ -36,8 +36,8 @@ func buckets() [][]byte {
 type file struct {
 	db *bbolt.DB
 	fd *os.File // db's
-	// sum is of all records there are: that of each, added up. It is one of the
-	// values in the file.
+	// sum is of all records there are: that of each, added up. It is in the file as
+	// well, see sealOf.
 	sum uint64
 	// stuck: a write ended in a fault, and the database may be locked for good.
 	stuck bool
@@ -61,6 +61,13 @@ func open(path string) (*file, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// isAt says whether the file is what path names.
+func (f *file) isAt(path string) bool {
+	mine, err := f.fd.Stat()
+	there, err2 := os.Stat(path)
+	return err == nil && err2 == nil && os.SameFile(mine, there)
 }
 
 func (f *file) close() error {
@@ -180,7 +187,7 @@ func (w *writer) changes(c *changes) error {
 	if err != nil {
 		return err
 	}
-	return w.tx.Bucket(bucketMeta).Put(keySum, binary.BigEndian.AppendUint64(nil, w.sum))
+	return w.tx.Bucket(bucketMeta).Put(keySum, sealOf(w.tx, w.sum))
 }
 
 func putOne[V any](w *writer, key []byte, v *V) error {
@@ -226,6 +233,13 @@ func (w *writer) uncount(bucket, key []byte) {
 	}
 }
 
+// sealOf is what a file has to say of itself after a write: the sum, and which
+// write it was. Without the latter a part that is whole in itself, and was so some
+// writes ago, would pass for the present.
+func sealOf(tx *bbolt.Tx, sum uint64) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(tx.ID())), sum)
+}
+
 // sumOf is the part of one record in the sum.
 func sumOf(bucket, key, value []byte) uint64 {
 	h := fnv.New64a()
@@ -240,7 +254,7 @@ func sumOf(bucket, key, value []byte) uint64 {
 
 // errFault: a call touched a part of the mapped file that is not there, or went
 // astray over what it found.
-var errFault = errors.New("fault while reading the file")
+var errFault = errors.New("the file cannot be read where it could before")
 
 // guarded calls fn and makes an error of a panic. The file is mapped: where it
 // was truncated, or the disk does not give it, a read of memory is a fault.

@@ -239,68 +239,6 @@ func TestDamageIsAnError(t *testing.T) {
 	}
 }
 
-// Whatever the file's records say, opening it is an error or a journal that can
-// be used, never a crash.
-func FuzzRecords(f *testing.F) {
-	dir := f.TempDir()
-	j, err := journal.Open(dir, "machine-1")
-	if err != nil {
-		f.Fatal(err)
-	}
-	if err := j.Close(); err != nil {
-		f.Fatal(err)
-	}
-	for _, s := range []string{
-		`{"conf":{"id":"00000000000000aa","pools":[{"prefix":"10.42.0.0/16","block":26}]},"aliases":[{"docker":"d"}],"blocks":["10.42.0.0/26"]}`,
-		`{"id":"x","addrs":["10.42.0.2"],"mac":"02:00:00:00:00:01","network":"00000000000000aa"}`,
-		`{"network":"00000000000000aa","addr":"10.42.0.2","released":3}`,
-		`{"schema":1,"host":"0123456789abcdef","machine":"machine-1"}`, `["00000000000000aa"]`, `{}`, `null`, ``,
-	} {
-		f.Add("00000000000000aa", []byte(s))
-	}
-	f.Fuzz(func(t *testing.T, key string, raw []byte) {
-		if key == "" || len(key) > 1000 {
-			return
-		}
-		for _, bucket := range []string{"networks", "endpoints", "leases", "meta"} {
-			db, err := bbolt.Open(filepath.Join(dir, "state.db"), 0o600, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			k := []byte(key)
-			if bucket == "meta" {
-				k = []byte("strangers")
-			}
-			put := func(tx *bbolt.Tx) error { return tx.Bucket([]byte(bucket)).Put(k, raw) }
-			if err := errors.Join(db.Update(put), db.Close()); err != nil {
-				t.Fatal(err)
-			}
-			j, err := journal.Open(dir, "machine-1")
-			if err == nil {
-				for _, n := range j.Networks() {
-					_ = n.Conf.Pools[0].AllocRange()
-					j.Leases(n.Conf.ID)
-					j.Endpoints(n.Conf.ID)
-				}
-				err = j.Close()
-			} else if errors.Is(err, journal.ErrCorrupt) {
-				err = nil
-			}
-			if err != nil {
-				t.Error(err)
-			}
-			db, err = bbolt.Open(filepath.Join(dir, "state.db"), 0o600, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			undo := func(tx *bbolt.Tx) error { return tx.Bucket([]byte(bucket)).Delete(k) }
-			if err := errors.Join(db.Update(undo), db.Close()); err != nil {
-				t.Fatal(err)
-			}
-		}
-	})
-}
-
 func TestNewerSchemaIsRefused(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -2,7 +2,6 @@ package journal
 
 import (
 	"bytes"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,7 +38,7 @@ type reader struct {
 	tx     *bbolt.Tx
 	tables *tables
 	sum    uint64
-	stored []byte // the sum in the file
+	seal   []byte // see sealOf
 }
 
 func (r *reader) read() error {
@@ -64,15 +63,13 @@ func (r *reader) read() error {
 		return err
 	}
 	r.tables.apply(c)
-	for _, l := range c.leases {
-		r.tables.meta.Clock = max(r.tables.meta.Clock, l.Gen.Clock())
+	for _, l := range c.leases { // older agents wrote stamps without the clock
+		r.tables.meta.witness(l.Gen)
 	}
 	switch {
-	case old && r.stored == nil:
+	case old && r.seal == nil:
 		return nil
-	case len(r.stored) != 8:
-		return errors.New("its sum is missing")
-	case binary.BigEndian.Uint64(r.stored) != r.sum:
+	case !bytes.Equal(r.seal, sealOf(r.tx, r.sum)):
 		return errors.New("its records are not those that were written")
 	}
 	return nil
@@ -83,7 +80,7 @@ func (r *reader) meta(key, raw []byte) error {
 	var err error
 	switch {
 	case bytes.Equal(key, keySum):
-		r.stored = bytes.Clone(raw)
+		r.seal = raw
 		return nil // not part of itself
 	case bytes.Equal(key, keyIdentity):
 		err = json.Unmarshal(raw, &r.tables.identity)

@@ -155,6 +155,8 @@ func explain(op, path string, err error) error {
 		advice = ": make room on its file system; nothing was changed"
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		advice = ": the agent must be able to write its state directory"
+	case errors.Is(err, errFault):
+		advice = ": was it changed? It is written anew from memory with the next call"
 	case errors.Is(err, syscall.EIO):
 		advice = ": look for the disk's errors in the kernel's log"
 	}

@@ -47,6 +47,7 @@ const (
 
 	flagBranch   = 0x01
 	flagLeaf     = 0x02
+	flagMeta     = 0x04
 	flagFreelist = 0x10
 
 	magic   = 0xED0CDAED
@@ -60,14 +61,14 @@ func u64(b []byte) uint64 { return binary.NativeEndian.Uint64(b) }
 // readHeaders reads both meta pages. Each has a checksum, and a write replaces the
 // older one within one sector, so that a power cut leaves both whole.
 func readHeaders(file []byte) (*pages, error) {
-	first, size, err := readHeader(file)
+	first, size, err := readHeader(file, 0)
 	if err != nil {
 		return nil, fmt.Errorf("first header: %w", err)
 	}
 	if size < 1<<9 || size > 1<<24 || size&(size-1) != 0 || uint64(len(file)) < 2*size {
 		return nil, fmt.Errorf("%d bytes with pages of %d", len(file), size)
 	}
-	second, size2, err := readHeader(file[size:])
+	second, size2, err := readHeader(file[size:], 1)
 	if err != nil {
 		return nil, fmt.Errorf("second header: %w", err)
 	}
@@ -86,7 +87,7 @@ func readHeaders(file []byte) (*pages, error) {
 	return &pages{file: file, size: size, newest: newest, used: make([]bool, newest.high)}, nil
 }
 
-func readHeader(page []byte) (h header, size uint64, err error) {
+func readHeader(page []byte, id uint64) (h header, size uint64, err error) {
 	const length = 64
 	if len(page) < pageHead+length {
 		return h, 0, errors.New("cut off")
@@ -95,6 +96,8 @@ func readHeader(page []byte) (h header, size uint64, err error) {
 	sum := fnv.New64a()
 	_, _ = sum.Write(m[:56]) // a hash takes everything
 	switch {
+	case u64(page) != id || u16(page[8:]) != flagMeta:
+		return h, 0, fmt.Errorf("page %d of kind %#x", u64(page), u16(page[8:]))
 	case u32(m) != magic:
 		return h, 0, errors.New("not that of a journal")
 	case u32(m[4:]) != version:
@@ -150,7 +153,7 @@ func (p *pages) walk(id uint64, keys span, depth int, leaf func(flags uint64, ke
 	switch {
 	case depth > maxDepth:
 		return fmt.Errorf("page %d is %d levels down", id, depth)
-	case pg.flags == flagLeaf:
+	case pg.flags == flagLeaf && (pg.count > 0 || depth == 0):
 		return pg.leaves(keys, leaf)
 	case pg.flags != flagBranch || pg.count == 0:
 		return fmt.Errorf("page %d is of kind %#x with %d entries", id, pg.flags, pg.count)
@@ -160,10 +163,11 @@ func (p *pages) walk(id uint64, keys span, depth int, leaf func(flags uint64, ke
 		page uint64
 	}
 	branches := make([]branch, 0, pg.count)
-	if err := pg.elements(keys, func(e, rest []byte) (key []byte, err error) {
-		key, _, err = slice(rest, u32(e), u32(e[4:]), 0)
+	if err := pg.elements(keys, func(e []byte) (pos, keyLen, valueLen uint64) {
+		return u32(e), u32(e[4:]), 0
+	}, func(e, key, _ []byte) error {
 		branches = append(branches, branch{key, u64(e[8:])})
-		return key, err
+		return nil
 	}); err != nil {
 		return err
 	}
@@ -181,43 +185,39 @@ func (p *pages) walk(id uint64, keys span, depth int, leaf func(flags uint64, ke
 
 // leaves calls leaf for each value of a leaf page.
 func (pg page) leaves(keys span, leaf func(flags uint64, key, value []byte) error) error {
-	return pg.elements(keys, func(e, rest []byte) ([]byte, error) {
-		key, value, err := slice(rest, u32(e[4:]), u32(e[8:]), u32(e[12:]))
-		if err == nil {
-			err = leaf(u32(e), key, value)
-		}
-		return key, err
+	return pg.elements(keys, func(e []byte) (pos, keyLen, valueLen uint64) {
+		return u32(e[4:]), u32(e[8:]), u32(e[12:])
+	}, func(e, key, value []byte) error {
+		return leaf(u32(e), key, value)
 	})
 }
 
-// elements calls fn for each element of a page, with the element and all from it
-// to the page's end. The keys it returns have to be in order and in the span.
-func (pg page) elements(keys span, fn func(e, rest []byte) (key []byte, err error)) error {
-	end := pageHead + pg.count*element
-	if end > uint64(len(pg.data)) {
+// elements calls fn for each element of a page, with its key and its value. layout
+// says where they are, counted from the element: right behind the elements, and
+// behind each other. The keys have to be in order and in the span.
+func (pg page) elements(keys span, layout func(e []byte) (pos, keyLen, valueLen uint64), fn func(e, key, value []byte) error) error {
+	at := pageHead + pg.count*element
+	if at > uint64(len(pg.data)) {
 		return fmt.Errorf("page %d with %d entries", pg.id, pg.count)
 	}
 	var last []byte
 	for i := range pg.count {
-		rest := pg.data[pageHead+i*element:]
-		key, err := fn(rest[:element], rest)
-		if err != nil {
-			return fmt.Errorf("page %d entry %d: %w", pg.id, i, err)
+		e := pg.data[pageHead+i*element:][:element]
+		pos, keyLen, valueLen := layout(e) // none of them above 2^32
+		if pageHead+i*element+pos != at || at+keyLen+valueLen > uint64(len(pg.data)) {
+			return fmt.Errorf("page %d entry %d: %d bytes at %d", pg.id, i, keyLen+valueLen, pos)
 		}
+		key, value := pg.data[at:at+keyLen], pg.data[at+keyLen:at+keyLen+valueLen]
+		at += keyLen + valueLen
 		if len(key) == 0 || !keys.has(key) || last != nil && bytes.Compare(last, key) >= 0 {
 			return fmt.Errorf("page %d entry %d: key %q is out of order", pg.id, i, key)
+		}
+		if err := fn(e, key, value); err != nil {
+			return fmt.Errorf("page %d entry %d: %w", pg.id, i, err)
 		}
 		last = key
 	}
 	return nil
-}
-
-// slice cuts a key and a value out of a page. None of the numbers is above 2^32.
-func slice(b []byte, pos, keyLen, valueLen uint64) (key, value []byte, err error) {
-	if pos < element || pos+keyLen+valueLen > uint64(len(b)) {
-		return nil, nil, fmt.Errorf("%d bytes at %d of %d", keyLen+valueLen, pos, len(b))
-	}
-	return b[pos : pos+keyLen], b[pos+keyLen : pos+keyLen+valueLen], nil
 }
 
 // root checks an entry of the root: a bucket, which has a tree of its own or, if

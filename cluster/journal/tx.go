@@ -98,8 +98,12 @@ func (tx *Tx) Endpoints(id carrick.NetworkID) []Endpoint {
 	return out
 }
 
-// PutEndpoint stores an endpoint's record.
-func (tx *Tx) PutEndpoint(e Endpoint) { e = e.clone(); tx.changes.endpoints[e.ID] = &e }
+// PutEndpoint stores an endpoint's record. Its stamp is witnessed.
+func (tx *Tx) PutEndpoint(e Endpoint) {
+	e = e.clone()
+	tx.changes.endpoints[e.ID] = &e
+	tx.Witness(e.Gen)
+}
 
 // DeleteEndpoint removes an endpoint and unbinds its addresses, which stay given
 // out until they are released.
@@ -126,10 +130,11 @@ func (tx *Tx) Lease(id carrick.NetworkID, a netip.Addr) (Lease, bool) {
 	return tx.base.lease(k)
 }
 
-// PutLease stores an address's record.
+// PutLease stores an address's record. Its stamp is witnessed.
 func (tx *Tx) PutLease(l Lease) {
 	tx.changes.leases[leaseKey{l.Network, l.Addr}] = &l
 	tx.releases = max(tx.releases, l.Released)
+	tx.Witness(l.Gen)
 }
 
 // DeleteLease forgets an address: its block is no longer this host's.
@@ -174,9 +179,11 @@ func (tx *Tx) Stamp() carrick.Gen {
 // Witness advances the clock to at least that of a stamp heard from elsewhere. A
 // stamp that is out of reach by honest use, half of the width of a clock, is
 // nobody's and does nothing.
-func (tx *Tx) Witness(g carrick.Gen) {
+func (tx *Tx) Witness(g carrick.Gen) { tx.meta.witness(g) }
+
+func (m *Meta) witness(g carrick.Gen) {
 	if c := g.Clock(); c < maxWitness {
-		tx.meta.Clock = max(tx.meta.Clock, c)
+		m.Clock = max(m.Clock, c)
 	}
 }
 
