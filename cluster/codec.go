@@ -245,6 +245,7 @@ func (r *vniRecord) validate() error {
 
 type confRecord struct {
 	envelope
+	Num uint32 `json:"num,omitempty"` // incarnation it was made or last written again in
 	carrick.Network
 }
 

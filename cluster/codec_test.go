@@ -31,7 +31,7 @@ func FuzzRecords(f *testing.F) {
 		&removedRecord{envelope: envelope{1}, Host: carrick.Host{ID: host}}, &blockRecord{envelope: envelope{1}, Host: host, Num: 1},
 		&askRecord{envelope{1}, []ask{{ID: id, Network: id, Pool: netip.MustParsePrefix("10.42.0.0/16"), Addr: netip.MustParseAddr("10.42.0.7"), Answer: granted}}},
 		&tenantRecord{envelope{1}, []tenantPrefix{{netip.MustParsePrefix("10.0.0.0/8"), id}}},
-		&vniRecord{envelope{1}, id}, &confRecord{envelope{1}, net}, &membersRecord{envelope{1}, 3},
+		&vniRecord{envelope{1}, id}, &confRecord{envelope{1}, 2, net}, &membersRecord{envelope{1}, 3},
 		&aliasRecord{envelope{1}, host, []dockerAlias{{carrick.DockerNetworkID(strings.Repeat("d", 64)), "app"}}},
 		&endpointsRecord{envelope{1}, 1, 2, []carrick.Endpoint{endpoint(1)}},
 		&headRecord{envelope{1}, 1, 2, []change{{Seq: 1, Host: host, Put: []carrick.Endpoint{endpoint(1)}}, {Seq: 2, Host: host, Reread: true}}},

@@ -37,7 +37,7 @@ var errContested = errors.New("cannot be published again")
 // [errContested], which is noted as a conflict, or the store's.
 func (c *Cluster) confirm(ctx context.Context, id carrick.NetworkID, commit committer, recovering bool) error {
 	if err := commit(ctx, func(ctx context.Context, t *kvstore.Txn, num uint32) error {
-		return c.confirmConf(ctx, t, id, num)
+		return c.confirmConf(ctx, t, id, num, recovering)
 	}); err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func (c *Cluster) confirm(ctx context.Context, id carrick.NetworkID, commit comm
 
 // confirmConf adds what is missing of a network's configuration and of this
 // host's alias.
-func (c *Cluster) confirmConf(ctx context.Context, t *kvstore.Txn, id carrick.NetworkID, num uint32) error {
+func (c *Cluster) confirmConf(ctx context.Context, t *kvstore.Txn, id carrick.NetworkID, num uint32, recovering bool) error {
 	rec, err := c.jr.Network(id)
 	if err != nil || rec.Leaving {
 		return nil
@@ -102,8 +102,11 @@ func (c *Cluster) confirmConf(ctx context.Context, t *kvstore.Txn, id carrick.Ne
 	}
 	var encErr error
 	t.Version(keyConf(id), confVer).Version(keyMembers(id), membersVer).Version(keyAlias(id, c.self), aliasVer)
-	if confVer == 0 {
-		if err := c.confirmSpace(ctx, t, n); err != nil {
+	if confVer != 0 && (conf.VNI != n.VNI || !slices.EqualFunc(conf.Pools, n.Pools, func(a, b carrick.Pool) bool { return a.Prefix == b.Prefix })) {
+		return fmt.Errorf("%s: %w: the store has another network under this id", keyConf(id), ErrRecord)
+	}
+	if confVer == 0 || recovering && conf.Num < num {
+		if err := c.confirmSpace(ctx, t, n, num, recovering); err != nil {
 			if errors.Is(err, errContested) {
 				c.noteConflict(id, err.Error())
 			}
@@ -118,9 +121,11 @@ func (c *Cluster) confirmConf(ctx context.Context, t *kvstore.Txn, id carrick.Ne
 			t.Absent(keyHead(id))
 			put(t, &encErr, keyHead(id), &head)
 		}
-		put(t, &encErr, keyConf(id), &confRecord{envelope{schema}, n})
-	} else if conf.VNI != n.VNI || !slices.EqualFunc(conf.Pools, n.Pools, func(a, b carrick.Pool) bool { return a.Prefix == b.Prefix }) {
-		return fmt.Errorf("%s: %w: the store has another network under this id", keyConf(id), ErrRecord)
+		if confVer == 0 {
+			conf.Network = n
+		}
+		conf.V, conf.Num = schema, num
+		put(t, &encErr, keyConf(id), &conf)
 	}
 	c.noteConflict(id, "")
 	if confVer == 0 || membersVer == 0 || !slices.Equal(alias.Aliases, want.Aliases) {
@@ -132,14 +137,29 @@ func (c *Cluster) confirmConf(ctx context.Context, t *kvstore.Txn, id carrick.Ne
 	return encErr
 }
 
-// confirmSpace takes the network's prefixes and VNI again, or says who has them.
-func (c *Cluster) confirmSpace(ctx context.Context, t *kvstore.Txn, n carrick.Network) error {
+// confirmSpace takes the network's prefixes and VNI again, or says who has them. In
+// a recovery a network that nobody has written again gives way: it is of the past,
+// and may have been removed since. If somebody still has it, that is a conflict.
+func (c *Cluster) confirmSpace(ctx context.Context, t *kvstore.Txn, n carrick.Network, num uint32, recovering bool) error {
 	space, spaceVer, err := get[tenantRecord](ctx, c, keyTenant(n.Tenant))
 	if err != nil {
 		return err
 	}
+	before := len(space.Prefixes)
+	for _, p := range slices.Clone(space.Prefixes) {
+		if p.Network == n.ID || !recovering || !slices.ContainsFunc(n.Pools, func(q carrick.Pool) bool { return q.Prefix.Overlaps(p.Prefix) }) {
+			continue
+		}
+		past, err := c.ofThePast(ctx, t, p.Network, num)
+		if err != nil {
+			return err
+		}
+		if past {
+			space.Prefixes = slices.DeleteFunc(space.Prefixes, func(x tenantPrefix) bool { return x.Network == p.Network })
+		}
+	}
+	changed := len(space.Prefixes) != before
 	var encErr error
-	changed := false
 	for _, p := range n.Pools {
 		other, err := space.find(n.Tenant, p.Prefix)
 		switch {
@@ -159,16 +179,37 @@ func (c *Cluster) confirmSpace(ctx context.Context, t *kvstore.Txn, n carrick.Ne
 		put(t, &encErr, keyTenant(n.Tenant), &space)
 	}
 	owner, v, err := get[vniRecord](ctx, c, keyVNI(n.VNI))
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case v != 0 && owner.Network != n.ID:
-		return fmt.Errorf("network %s %w: VNI %d is %s by now: remove one of them", n.Label(), errContested, n.VNI, c.describeNetwork(ctx, owner.Network))
-	case v == 0:
-		t.Absent(keyVNI(n.VNI))
-		put(t, &encErr, keyVNI(n.VNI), &vniRecord{envelope{schema}, n.ID})
 	}
+	if v != 0 && owner.Network == n.ID {
+		return encErr
+	}
+	if v != 0 {
+		past := false
+		if recovering {
+			if past, err = c.ofThePast(ctx, t, owner.Network, num); err != nil {
+				return err
+			}
+		}
+		if !past {
+			return fmt.Errorf("network %s %w: VNI %d is %s by now: remove one of them", n.Label(), errContested, n.VNI, c.describeNetwork(ctx, owner.Network))
+		}
+	}
+	t.Version(keyVNI(n.VNI), v)
+	put(t, &encErr, keyVNI(n.VNI), &vniRecord{envelope{schema}, n.ID})
 	return encErr
+}
+
+// ofThePast says whether nobody has written a network again in incarnation num, and
+// adds that it stays so to a transaction.
+func (c *Cluster) ofThePast(ctx context.Context, t *kvstore.Txn, id carrick.NetworkID, num uint32) (bool, error) {
+	conf, v, err := get[confRecord](ctx, c, keyConf(id))
+	if err != nil || conf.Num >= num {
+		return false, err
+	}
+	t.Version(keyConf(id), v)
+	return true, nil
 }
 
 // confirmBlocks adds this host's claims of some blocks, and returns those that

@@ -258,19 +258,24 @@ func (c *Cluster) sweepStale(ctx context.Context, r epochRecord, version kvstore
 	var keys []kvstore.Entry // to delete
 	var prefixes []string    // of networks without a host
 	used := map[carrick.NetworkID]bool{}
-	nets := map[carrick.NetworkID]bool{}
+	nets := map[carrick.NetworkID]bool{} // and whether somebody wrote them again
 	for _, e := range v.Entries {
 		id, rest, ok := netOfKey(e.Key)
 		if !ok {
 			continue
 		}
-		nets[id] = true
+		if rest == "conf" {
+			conf, err := decode[confRecord](e.Key, e.Value)
+			nets[id] = err != nil || conf.Num == r.Num // what is not understood is not for this host to end
+		} else if !nets[id] {
+			nets[id] = false
+		}
 		if h, ok := strings.CutPrefix(rest, "alias/"); ok && hosts[carrick.HostID(h)] {
 			used[id] = true
 		}
 	}
-	for id := range nets {
-		if !used[id] {
+	for id, again := range nets {
+		if used[id] = used[id] && again; !used[id] {
 			prefixes = append(prefixes, prefixNet(id))
 		}
 	}

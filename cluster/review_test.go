@@ -3,6 +3,7 @@ package cluster_test
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -175,6 +176,65 @@ func TestRegainedBlockWithLoansOfAnother(t *testing.T) {
 		}
 		if got := strings.Join(hs[0].Cluster.Conflicts(), "\n"); !strings.Contains(got, had.String()) {
 			t.Errorf("h1 does not tell of it: %q", got)
+		}
+	})
+}
+
+// A network that was made after the backup takes the place of one that was removed
+// since: nobody has that any more.
+func TestRestoredNetworkThatWasReplaced(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		hs, ns := trio(t, s, "10.42.0.0/24")
+		for i, h := range hs {
+			h.Stop(h.MustRun(ns[i], sim.Run{}))
+		}
+		pass(5 * time.Second)
+		backup := s.Snapshot()
+		for _, h := range hs {
+			if err := h.NetworkRm("app"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pass(10 * time.Second)
+		var cs []*sim.Container
+		for i, h := range hs {
+			ns[i] = h.MustCreate("new", sim.Create{Subnet: "10.42.0.0/24"})
+			for range 7 {
+				cs = append(cs, h.MustRun(ns[i], sim.Run{}))
+			}
+		}
+		pass(10 * time.Second)
+		s.Restore(backup)
+		seen := map[netip.Addr]bool{}
+		for _, c := range cs {
+			seen[c.Addr.Addr()] = true
+		}
+		for i := range 45 { // as long as a comparison takes to come, later on the others
+			switch i {
+			case 25:
+				hs[1].CutStore()
+				hs[2].CutStore()
+			case 43:
+				hs[1].HealStore()
+				hs[2].HealStore()
+			}
+			pass(2 * time.Second)
+			c, err := hs[0].Run(ns[0], sim.Run{})
+			if err != nil {
+				t.Logf("after %d s: %v", 2*i+2, err)
+				continue
+			}
+			if seen[c.Addr.Addr()] {
+				t.Fatalf("%s is on two hosts", c.Addr.Addr())
+			}
+			seen[c.Addr.Addr()] = true
+		}
+		for _, h := range hs {
+			if got := h.Cluster.Conflicts(); len(got) > 0 {
+				t.Errorf("%s: %v", h.Name, got)
+			}
 		}
 	})
 }
