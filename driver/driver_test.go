@@ -1,13 +1,16 @@
 package driver_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/carrick-net/carrick"
@@ -17,6 +20,7 @@ import (
 	"github.com/carrick-net/carrick/driver"
 	"github.com/carrick-net/carrick/internal/sim"
 	"github.com/carrick-net/carrick/ipam"
+	"github.com/carrick-net/carrick/kvstore"
 	"github.com/carrick-net/carrick/kvstore/memory"
 )
 
@@ -448,30 +452,41 @@ func TestRestartRemembers(t *testing.T) {
 	sim.Eventually(t, "no trace", func() bool { return !strings.Contains(s.Dump(), "v1/net/") })
 }
 
+// lossy is a store that applies a change of certain keys, once it is told to, and
+// does not answer.
+type lossy struct {
+	kvstore.Store
+	keys  string // part of their names
+	armed *atomic.Bool
+}
+
+func (l lossy) Txn(ctx context.Context, t *kvstore.Txn) (kvstore.Revision, error) {
+	rev, err := l.Store.Txn(ctx, t)
+	meant := slices.ContainsFunc(t.Ops, func(op kvstore.Op) bool { return strings.Contains(op.Key, l.keys) })
+	if err == nil && meant && l.armed.CompareAndSwap(true, false) {
+		return 0, fmt.Errorf("%w: the reply was lost", kvstore.ErrUnavailable)
+	}
+	return rev, err
+}
+
 // A create whose reply was lost leaves nothing: the engine never heard that it
 // had succeeded.
 func TestCreateWithALostReply(t *testing.T) {
 	t.Parallel()
 	s := memory.NewServer()
-	h := sim.NewHost(t, s, 1)
+	armed := &atomic.Bool{}
+	h := sim.NewHostWith(t, s, sim.Options{Number: 1, Wrap: func(c *memory.Client) kvstore.Store { return lossy{c, "/conf", armed} }})
 	before := stable(s)
-	// The host itself writes something now and then, and it may be that reply.
-	sim.Eventually(t, "the reply to a create is lost", func() bool {
-		h.Store.LoseReplies(1)
-		if _, err := h.NetworkCreate("app", sim.Create{Subnet: "10.42.0.0/24"}); err != nil {
-			return true
-		}
-		if err := h.NetworkRm("app"); err != nil {
-			t.Fatal(err)
-		}
-		return false
-	})
-	if stable(s) == before {
+	armed.Store(true)
+	if _, err := h.NetworkCreate("app", sim.Create{Subnet: "10.42.0.0/24"}); err == nil {
+		t.Fatal("create succeeded although its reply was lost")
+	}
+	if armed.Load() {
 		t.Fatal("the create did not reach the store, so this shows nothing")
 	}
 	sim.Eventually(t, "no trace", func() bool { return stable(s) == before })
 	// Nor is a network lost that is joined right after a lost try.
-	h.Store.LoseReplies(1)
+	armed.Store(true)
 	_, _ = h.NetworkCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
 	n := h.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
 	c := h.MustRun(n, sim.Run{})
@@ -527,9 +542,10 @@ func emptyJournal(t *testing.T, h *sim.Host) []byte {
 func TestLostClaimsAreTakenUp(t *testing.T) {
 	t.Parallel()
 	s := memory.NewServer()
-	h := sim.NewHost(t, s, 1)
+	armed := &atomic.Bool{}
+	h := sim.NewHostWith(t, s, sim.Options{Number: 1, Wrap: func(c *memory.Client) kvstore.Store { return lossy{c, "/ipam/", armed} }})
 	n := h.MustCreate("app", sim.Create{Subnet: "10.42.0.0/29"})
-	h.Store.LoseReplies(1)
+	armed.Store(true)
 	if _, err := h.Run(n, sim.Run{}); err == nil {
 		t.Fatal("a container started although the claim's reply was lost")
 	}
