@@ -137,6 +137,9 @@ func (c *Cluster) tryRemove(ctx context.Context, h carrick.Host, force bool) (la
 	if alive && !force {
 		return false, fmt.Errorf("%w (or was less than %s ago): stop its agent first, or use --force, which cuts its containers off the network", ErrAlive, 2*c.cfg.LeaseTTL)
 	}
+	if !force {
+		t.Absent(keyNode(h.ID)) // or it comes back at this moment
+	}
 	rec, recVer, err := get[hostRecord](ctx, c, keyHost(h.ID))
 	if err != nil {
 		return false, err
@@ -295,7 +298,7 @@ func (c *Cluster) purgeNetwork(ctx context.Context, n carrick.Network, id carric
 		had = ok
 		if ok && len(net.aliases) == 1 {
 			// Its last host is gone, and the network with it.
-			t.Conds, t.Ops = t.Conds[:1], nil
+			t.Conds, t.Ops = t.Conds[:2], nil // the epoch, and that it is removed still
 			return c.dropNetwork(ctx, t, n, net)
 		}
 		t.Version(keyMembers(n.ID), net.members.version).Version(keyHead(n.ID), net.head.version)

@@ -2,14 +2,17 @@ package cluster_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/carrick-net/carrick/cluster"
 	"github.com/carrick-net/carrick/internal/sim"
 	"github.com/carrick-net/carrick/kvstore"
 	"github.com/carrick-net/carrick/kvstore/memory"
@@ -291,6 +294,42 @@ func TestGoneForGoodStaysGone(t *testing.T) {
 		pass(10 * time.Second)
 		if _, err := hs[0].NetworkCreate("other", sim.Create{Subnet: "10.43.0.0/24"}); err != nil {
 			t.Errorf("the recovery is not over: %v", err)
+		}
+	})
+}
+
+
+// beforeRemoval lets something happen when a host is about to be removed.
+type beforeRemoval struct {
+	*memory.Client
+	happens func()
+}
+
+func (s beforeRemoval) Txn(ctx context.Context, t *kvstore.Txn) (kvstore.Revision, error) {
+	for _, op := range t.Ops {
+		if op.Kind == kvstore.OpPut && strings.HasPrefix(op.Key, "v1/removed/") {
+			s.happens()
+		}
+	}
+	return s.Client.Txn(ctx, t)
+}
+
+// A host that comes back while it is removed as lost stays.
+func TestAliveAtTheLastMoment(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		b := sim.NewHost(t, s, 2)
+		once := sync.OnceFunc(func() {
+			b.HealStore()
+			pass(5 * time.Second)
+		})
+		a := sim.NewHostWith(t, s, sim.Options{Number: 1, Wrap: func(m *memory.Client) kvstore.Store { return beforeRemoval{m, once} }})
+		pass(5 * time.Second)
+		b.CutStore()
+		pass(time.Minute)
+		if _, err := a.Cluster.RemoveHost(t.Context(), "h2", false); !errors.Is(err, cluster.ErrAlive) {
+			t.Errorf("node rm of a host that has just come back: %v", err)
 		}
 	})
 }
