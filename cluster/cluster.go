@@ -111,6 +111,7 @@ type Cluster struct {
 	aliveOK bool
 	absent  map[carrick.HostID]time.Time     // since when a host is not seen alive
 	graces  map[carrick.HostID]time.Duration // of hosts that give up by themselves
+	unheard time.Time                        // until when a host may have come and gone without this one hearing
 	missed  int                              // calls that the store has not answered
 	leased  bool                             // this host's lease is held
 	ended   time.Duration                    // if not, since when, by Uptime

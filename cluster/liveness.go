@@ -216,6 +216,9 @@ func (c *Cluster) countAbsence(ctx context.Context, views <-chan map[carrick.Hos
 func (c *Cluster) setAlive(present map[carrick.HostID]bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if time.Since(c.contact) >= c.cfg.LeaseTTL {
+		c.unheard = time.Now()
+	}
 	alive := map[carrick.HostID]bool{}
 	for h := range present {
 		alive[h] = true
@@ -238,12 +241,17 @@ func (c *Cluster) setAlive(present map[carrick.HostID]bool) {
 }
 
 // removeExpired removes hosts that allow it and have been lost for the whole of
-// their grace.
+// their grace, which counts from when this host last heard nothing for so long that
+// they may have been back meanwhile.
 func (c *Cluster) removeExpired(ctx context.Context) {
 	c.mu.Lock()
 	var expired []carrick.HostID
 	for h, since := range c.absent {
-		if g := c.graces[h]; g > 0 && !c.alive[h] && c.lastErr == nil && h != c.self && time.Since(since) > g+3*c.cfg.LeaseTTL {
+		g := c.graces[h]
+		if g == 0 || c.alive[h] || c.lastErr != nil || h == c.self {
+			continue
+		}
+		if _, ok := c.removing[h]; !ok && time.Since(since) > g+3*c.cfg.LeaseTTL && time.Since(c.unheard) > g+3*c.cfg.LeaseTTL {
 			expired = append(expired, h)
 		}
 	}

@@ -447,6 +447,12 @@ func (c *Cluster) holdBack(cut bool) error {
 // regain confirms everything this host has, in a normal epoch, and lets it
 // allocate again. again means that something is left to be asked for.
 func (c *Cluster) regain(ctx context.Context) (again bool, err error) {
+	c.mu.Lock()
+	early := c.cfg.Grace > 0 && !c.leased
+	c.mu.Unlock()
+	if early {
+		return true, nil // its grace may be over at any moment
+	}
 	contested := map[carrick.NetworkID]bool{}
 	for _, n := range c.jr.Networks() {
 		if n.Leaving {
@@ -467,22 +473,24 @@ func (c *Cluster) regain(ctx context.Context) (again bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	var errs []error
 	for _, n := range c.jr.Networks() {
-		if n.Leaving || contested[n.Conf.ID] {
+		if n.Leaving {
 			continue
-		}
-		if err := c.settleDisputes(ctx, n.Conf.ID); err != nil {
-			return false, err
 		}
 		// What the store had of it may have been taken away.
 		c.mu.Lock()
 		state := c.state(n.Conf.ID)
 		c.mu.Unlock()
 		c.forgetPublished(state)
+		if contested[n.Conf.ID] {
+			continue
+		}
+		errs = append(errs, c.settleDisputes(ctx, n.Conf.ID)) // goes on with every comparison
 		c.PublishLater(n.Conf.ID)
 	}
 	c.log.Info("this host takes part in the cluster again")
-	return false, nil
+	return false, errors.Join(errs...)
 }
 
 // disputed lists the addresses that endpoints of this host have and that are not

@@ -298,7 +298,6 @@ func TestGoneForGoodStaysGone(t *testing.T) {
 	})
 }
 
-
 // beforeRemoval lets something happen when a host is about to be removed.
 type beforeRemoval struct {
 	*memory.Client
@@ -330,6 +329,70 @@ func TestAliveAtTheLastMoment(t *testing.T) {
 		pass(time.Minute)
 		if _, err := a.Cluster.RemoveHost(t.Context(), "h2", false); !errors.Is(err, cluster.ErrAlive) {
 			t.Errorf("node rm of a host that has just come back: %v", err)
+		}
+	})
+}
+
+// A grace is not counted from a loss before which a host was lost already, came
+// back, and was lost again, unseen: it counts from the latter itself.
+func TestGraceAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		a := sim.NewHostWith(t, s, sim.Options{Number: 1, Grace: 10 * time.Minute})
+		b := sim.NewHostWith(t, s, sim.Options{Number: 2, Grace: 10 * time.Minute})
+		a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+		c := b.MustRun(b.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"}), sim.Run{})
+		pass(time.Minute)
+		b.CutStore()
+		pass(4 * time.Minute)
+		a.CutStore()
+		b.HealStore()
+		pass(10 * time.Minute)
+		b.CutStore()
+		pass(time.Minute)
+		a.HealStore()
+		for range 20 {
+			pass(time.Minute)
+			if strings.Contains(s.Dump(), "v1/removed/") {
+				if !fenced(t, b, c) {
+					t.Fatal("the host's addresses are free for others, and its container is not cut off")
+				}
+				return
+			}
+		}
+		t.Error("the host was never removed")
+	})
+}
+
+// What a host has is in the store again when the network that had taken its
+// place is gone.
+func TestPublishedAfterAContest(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		a, b := sim.NewHost(t, s, 1), sim.NewHost(t, s, 2)
+		c := b.MustRun(b.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"}), sim.Run{})
+		pass(5 * time.Second)
+		b.CutStore()
+		if _, err := a.Cluster.RemoveHost(t.Context(), "h2", true); err != nil {
+			t.Fatal(err)
+		}
+		a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+		b.HealStore()
+		pass(time.Minute)
+		if !fenced(t, b, c) {
+			t.Fatal("nothing is contested, so this shows nothing")
+		}
+		if err := a.NetworkRm("app"); err != nil {
+			t.Fatal(err)
+		}
+		pass(5 * time.Minute)
+		if fenced(t, b, c) {
+			t.Error("the container is still cut off")
+		}
+		if !strings.Contains(s.Dump(), string(c.Endpoint)) {
+			t.Errorf("the container is not in the store:\n%s", s.Dump())
 		}
 	})
 }
