@@ -90,6 +90,7 @@ func (c *Cluster) answer(ctx context.Context, requester carrick.HostID, q ask) e
 		return err
 	}
 	var lease, before journal.Lease
+	var gone bool // the requester is no host any more
 	reason := ""
 	err := c.jr.Update(func(tx *journal.Tx) error {
 		lease, reason = c.pickLoan(tx, requester, q)
@@ -115,6 +116,20 @@ func (c *Cluster) answer(ctx context.Context, requester carrick.HostID, q ask) e
 		var encErr error
 		r.Asks = slices.Clone(r.Asks)
 		t.Version(key, v)
+		_, hostVer, err := get[hostRecord](ctx, c, keyHost(requester))
+		switch {
+		case err != nil:
+			return err
+		case hostVer == 0: // it was removed: nobody would ever give the address back
+			gone = true
+			if r.Asks = without(r.Asks, q.ID); len(r.Asks) == 0 {
+				t.Delete(key)
+			} else {
+				put(t, &encErr, key, &r)
+			}
+			return encErr
+		}
+		gone = false
 		if reason == "" {
 			if err := c.putLoan(ctx, t, &encErr, requester, lease, num); err != nil {
 				return err
@@ -135,6 +150,12 @@ func (c *Cluster) answer(ctx context.Context, requester carrick.HostID, q ask) e
 		return nil
 	case err != nil:
 		return err // it stays lent here; settle compares
+	}
+	if gone {
+		if reason == "" {
+			return c.takeGrantBack(requester, lease, before)
+		}
+		return nil
 	}
 	if reason == "" {
 		c.log.Info("address lent", "network", q.Network, "addr", lease.Addr, "to", c.HostName(requester))

@@ -396,3 +396,33 @@ func TestPublishedAfterAContest(t *testing.T) {
 		}
 	})
 }
+
+// An address is not lent to a host that asked for it before it was removed.
+func TestQuestionOfARemovedHost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		hs, ns := trio(t, s, "10.42.0.0/24")
+		x := hs[0].MustRun(ns[0], sim.Run{}).Addr.Addr().Next().String()
+		pass(5 * time.Second)
+		hs[0].BlindStore() // it hears of no question
+		asked := make(chan struct{})
+		go func() {
+			defer close(asked)
+			_, _ = hs[1].Run(ns[1], sim.Run{IP: x})
+		}()
+		pass(time.Second)
+		hs[1].CutStore() // and it is never withdrawn
+		<-asked
+		hs[1].Kill()
+		pass(time.Minute)
+		if _, err := hs[2].Cluster.RemoveHost(t.Context(), "h2", false); err != nil {
+			t.Fatal(err)
+		}
+		hs[0].HealStore()
+		pass(2 * time.Minute)
+		if d := s.Dump(); strings.Contains(d, "ipam/"+x+"-32") || strings.Contains(d, `"asks"`) {
+			t.Errorf("%s is lent to nobody, for ever:\n%s", x, d)
+		}
+	})
+}
