@@ -122,3 +122,31 @@ func TestWhoComesLateForgets(t *testing.T) {
 		}
 	})
 }
+
+// A publication that was late, and comes when there is nothing to publish any
+// more, does not stay.
+func TestLatePublication(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		hs, ns := trio(t, s, "10.42.0.0/24")
+		hs[1].MustRun(ns[1], sim.Run{})
+		hs[0].Stop(hs[0].MustRun(ns[0], sim.Run{})) // so that it has a block
+		pass(time.Second)
+		hs[0].Store.DelayTxns(1)
+		c := hs[0].MustRun(ns[0], sim.Run{})
+		synctest.Wait()
+		hs[0].Store.DelayTxns(0)
+		hs[0].Stop(c)
+		pass(5 * time.Second)
+		if s.Deliver() != 1 {
+			t.Fatal("nothing was late, so this shows nothing")
+		}
+		sim.Eventually(t, "the late publication is in the store", knows(hs[1], ns[1], hs[0], c))
+		pass(3 * time.Minute)
+		if !knows(hs[1], ns[1], hs[0])() {
+			v, _ := hs[1].View(ns[1])
+			t.Errorf("h2 still has %v of h1", endpoints(v, hs[0].Cluster.Self()))
+		}
+	})
+}

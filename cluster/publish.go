@@ -160,6 +160,15 @@ func (c *Cluster) forgetPublished(n *netState) {
 	n.headVer, n.aliasVer = 0, 0
 }
 
+// doubtPublished makes the next publication read this host's record: it may have
+// been overwritten by a write of this host that was late, or by a backup that is
+// as new as every structural change.
+func (c *Cluster) doubtPublished(id carrick.NetworkID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state(id).pub.known = false
+}
+
 // basis is what a publication begins from.
 type basis struct {
 	num      uint32 // incarnation that it is written in

@@ -132,6 +132,7 @@ func (c *Cluster) settleNetwork(ctx context.Context, n journal.Network) error {
 	if err := c.publishAliases(ctx, id); err != nil {
 		return err
 	}
+	c.doubtPublished(id)
 	c.PublishLater(id)
 	return nil
 }
