@@ -19,7 +19,7 @@ import (
 // nobody can find the recovery begun and nobody missing.
 func (c *Cluster) startRecovery(ctx context.Context, known journal.Epoch, r epochRecord, version kvstore.Revision) error {
 	next := epochRecord{
-		envelope: envelope{schema}, Inc: string(carrick.NewHostID()), Num: max(known.Num, r.Num) + 1,
+		envelope: envelope{schema}, Inc: string(carrick.NewHostID()), Num: max(known.Num, r.Num, c.number()) + 1,
 		Seq: max(known.Seq, r.Seq), Recovering: time.Now().UTC(),
 	}.next()
 	if err := c.expect(ctx, next.Inc, version); err != nil {

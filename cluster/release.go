@@ -41,6 +41,11 @@ func (c *Cluster) giveUpIdle(idle map[idleBlock]time.Time, now time.Time) error 
 			if borrowed(n.Conf, b) {
 				rest /= 10 // its owner lets it rest
 			}
+			for a, l := range leases {
+				if b.Contains(a) && l.At.After(since) {
+					since = l.At // in use between two looks
+				}
+			}
 			if now.Sub(since) < rest {
 				continue
 			}

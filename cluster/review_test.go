@@ -426,3 +426,28 @@ func TestQuestionOfARemovedHost(t *testing.T) {
 		}
 	})
 }
+
+// A block is given back when its addresses have rested, not when nobody happened to
+// see one in use.
+func TestBlockRestsFromItsLastUse(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		a := sim.NewHost(t, s, 1)
+		n := a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+		a.Stop(a.MustRun(n, sim.Run{}))
+		pass(4*time.Minute + 59*time.Second)
+		a.Stop(a.MustRun(n, sim.Run{}))
+		owned := func() bool {
+			return strings.Contains(s.Dump(), `-29 "{\"v\":1,\"host\":\"`+string(a.Cluster.Self()))
+		}
+		pass(4 * time.Minute)
+		if !owned() {
+			t.Error("the block is free for others, and its address has not rested")
+		}
+		pass(2 * time.Minute)
+		if owned() {
+			t.Error("a block that nobody needs is not given back")
+		}
+	})
+}
