@@ -62,6 +62,7 @@ func (c *Cluster) ClaimBlock(ctx context.Context, id carrick.NetworkID, block ne
 	if err != nil {
 		return fmt.Errorf("claim block %s: %w", block, err)
 	}
+	var in uint32
 	var lent map[netip.Addr]blockRecord
 	_, err = c.structural(ctx, func(ctx context.Context, t *kvstore.Txn, num uint32) error {
 		// Who is leaving, or was removed, must not come to own anything.
@@ -80,7 +81,7 @@ func (c *Cluster) ClaimBlock(ctx context.Context, id carrick.NetworkID, block ne
 		if have.version != 0 && have.value.Host != c.self && have.value.Host != "" {
 			return fmt.Errorf("%w (%s)", ErrBlockTaken, c.HostName(have.value.Host))
 		}
-		lent = c.loansIn(rec.Conf, block, recs)
+		lent, in = c.loansIn(rec.Conf, block, recs), num
 		gen = max(have.value.Gen, carrick.MakeGen(num, 0))
 		var encErr error
 		key := keyBlock(id, block)
@@ -91,7 +92,7 @@ func (c *Cluster) ClaimBlock(ctx context.Context, id carrick.NetworkID, block ne
 	if err != nil {
 		return fmt.Errorf("claim block %s of network %s: %w", block, id, err)
 	}
-	return c.adoptBlock(id, block, gen, lent)
+	return c.adoptBlock(id, block, gen, in, lent)
 }
 
 // pend marks a claim as under way, and returns how to end that. A zero block
@@ -117,11 +118,15 @@ func (c *Cluster) isPending(n carrick.Network, b netip.Prefix) bool {
 	return c.pending[idleBlock{n.ID, b}] > 0 || borrowed(n, b) && c.pending[idleBlock{network: n.ID}] > 0
 }
 
-// adoptBlock takes a claimed or granted block into the journal, with the single
+// adoptBlock takes a block claimed or granted in an incarnation into the journal, with the single
 // addresses in it that others have borrowed of an earlier owner.
-func (c *Cluster) adoptBlock(id carrick.NetworkID, block netip.Prefix, gen carrick.Gen, lent map[netip.Addr]blockRecord) error {
+func (c *Cluster) adoptBlock(id carrick.NetworkID, block netip.Prefix, gen carrick.Gen, num uint32, lent map[netip.Addr]blockRecord) error {
 	seen := c.seenEpoch()
 	return c.jr.Update(func(tx *journal.Tx) error {
+		if tx.Meta().Epoch.Num > num || c.number() > num {
+			// What this host has was written again without it, or is at this moment.
+			return fmt.Errorf("claim block %s: %w: it began meanwhile, try again", block, ErrRecovering)
+		}
 		rec, ok := tx.Network(id)
 		if !ok || rec.Leaving {
 			return fmt.Errorf("claim block %s: network %s: %w", block, id, journal.ErrNotFound)

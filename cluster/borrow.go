@@ -115,6 +115,7 @@ func (c *Cluster) askOne(ctx context.Context, owner carrick.HostID, n carrick.Ne
 	}
 	defer c.pend(n.ID, netip.Prefix{})()
 	q.ID = string(carrick.NewHostID())
+	num := c.number()
 	defer c.asking(q.ID)()
 	if err := c.writeAsks(ctx, owner, func(asks []ask) []ask { return append(asks, q) }); err != nil {
 		return netip.Addr{}, fmt.Errorf("ask host %s for an address: %w", name, err)
@@ -143,7 +144,7 @@ func (c *Cluster) askOne(ctx context.Context, owner carrick.HostID, n carrick.Ne
 	}
 	if a.Answer == granted {
 		// Journal first: an answer that is cleared away unread is a leak.
-		if err := c.adoptBlock(q.Network, netip.PrefixFrom(a.Addr, a.Addr.BitLen()), a.Gen, nil); err != nil {
+		if err := c.adoptBlock(q.Network, netip.PrefixFrom(a.Addr, a.Addr.BitLen()), a.Gen, num, nil); err != nil {
 			return netip.Addr{}, err
 		}
 	}

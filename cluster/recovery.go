@@ -124,6 +124,10 @@ func (c *Cluster) takePart(ctx context.Context, r epochRecord) error {
 	c.mu.Lock()
 	c.writeNum = r.Num
 	c.mu.Unlock()
+	// What the past has given this host is in the journal by now, or never will be.
+	if err := c.jr.Update(func(*journal.Tx) error { return nil }); err != nil {
+		return err
+	}
 	under := c.underEpoch(version, r.Num)
 	for _, n := range c.jr.Networks() {
 		if n.Leaving {

@@ -451,3 +451,61 @@ func TestBlockRestsFromItsLastUse(t *testing.T) {
 		}
 	})
 }
+
+// lateNews tells of the first claim of a block only when a good while has passed.
+type lateNews struct {
+	*memory.Client
+	block   string
+	happens func()
+}
+
+func (s lateNews) Txn(ctx context.Context, t *kvstore.Txn) (kvstore.Revision, error) {
+	rev, err := s.Client.Txn(ctx, t)
+	for _, op := range t.Ops {
+		if err == nil && op.Kind == kvstore.OpPut && strings.HasSuffix(op.Key, "ipam/"+s.block) {
+			s.happens()
+		}
+	}
+	return rev, err
+}
+
+// A claim that was made before the store was lost, and of which its host hears when
+// everybody has written his part again, is nobody's.
+func TestClaimOfAnotherIncarnation(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		once := sync.OnceFunc(func() {
+			s.Wipe()
+			late := time.NewTimer(20 * time.Second)
+			<-late.C
+		})
+		a := sim.NewHostWith(t, s, sim.Options{Number: 1, Wrap: func(m *memory.Client) kvstore.Store { return lateNews{m, "10.42.0.16-29", once} }})
+		b := sim.NewHost(t, s, 2)
+		na, nb := a.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"}), b.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24"})
+		seen := map[netip.Addr]string{}
+		note := func(h *sim.Host, n *sim.Network) {
+			c := h.MustRun(n, sim.Run{})
+			if by := seen[c.Addr.Addr()]; by != "" {
+				t.Fatalf("%s has %s, and %s got it", by, c.Addr.Addr(), h.Name)
+			}
+			seen[c.Addr.Addr()] = h.Name
+		}
+		note(a, na)
+		note(b, nb)
+		for range 4 {
+			note(a, na) // the last one wants another block
+		}
+		pass(15 * time.Second)
+		for range 13 {
+			note(b, nb)
+		}
+		if v, _ := s.Peek("v1/net/" + strings.SplitN(s.Dump()[strings.Index(s.Dump(), "v1/net/"):], "/", 4)[2] + "/ipam/10.42.0.16-29"); !strings.Contains(string(v), string(b.Cluster.Self())) {
+			t.Fatalf("the block is %s, so this shows nothing", v)
+		}
+		pass(6 * time.Second)
+		for range 13 {
+			note(a, na)
+		}
+	})
+}
