@@ -486,7 +486,7 @@ func (c *Cluster) regain(ctx context.Context) (again bool, err error) {
 		if contested[n.Conf.ID] {
 			continue
 		}
-		errs = append(errs, c.settleDisputes(ctx, n.Conf.ID)) // goes on with every comparison
+		errs = append(errs, c.settleDisputes(ctx, n.Conf.ID), c.cutDisputed(n.Conf.ID)) // goes on with every comparison
 		c.PublishLater(n.Conf.ID)
 	}
 	c.log.Info("this host takes part in the cluster again")
@@ -517,6 +517,29 @@ func (c *Cluster) disputed(id carrick.NetworkID) map[netip.Addr]carrick.Endpoint
 		}
 	}
 	return out
+}
+
+// cutDisputed fences the endpoints whose addresses are in dispute: this host was not
+// there, or not allowed to be, when others came to have them.
+func (c *Cluster) cutDisputed(id carrick.NetworkID) error {
+	disputed := c.disputed(id)
+	if len(disputed) == 0 {
+		return nil
+	}
+	err := c.jr.Update(func(tx *journal.Tx) error {
+		for _, ep := range disputed {
+			if e, ok := tx.Endpoint(ep); ok && !e.Fenced {
+				e.Fenced = true
+				tx.PutEndpoint(e)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	c.changed(id)
+	return nil
 }
 
 // settleDisputes asks the owners for disputed addresses, and ends the fence of

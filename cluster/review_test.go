@@ -509,3 +509,35 @@ func TestClaimOfAnotherIncarnation(t *testing.T) {
 		}
 	})
 }
+
+// Who was removed, and comes back when nobody remembers that, is cut off from what
+// others have by now all the same.
+func TestRemovalThatTheStoreForgot(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		hs, ns := trio(t, s, "10.42.0.0/24")
+		lost := hs[2].MustRun(ns[2], sim.Run{})
+		kept := hs[2].MustRun(ns[2], sim.Run{})
+		pass(5 * time.Second)
+		hs[2].CutStore()
+		if _, err := hs[0].Cluster.RemoveHost(t.Context(), "h3", true); err != nil {
+			t.Fatal(err)
+		}
+		hs[1].MustRun(ns[1], sim.Run{IP: lost.Addr.Addr().String()})
+		pass(5 * time.Second)
+		s.Wipe()
+		pass(10 * time.Second)
+		if _, err := hs[0].NetworkCreate("other", sim.Create{Subnet: "10.43.0.0/24"}); err != nil {
+			t.Fatalf("the recovery is not over, so this shows nothing: %v", err)
+		}
+		hs[2].HealStore()
+		pass(10 * time.Second)
+		if !fenced(t, hs[2], lost) {
+			t.Errorf("%s is on two hosts", lost.Addr.Addr())
+		}
+		if fenced(t, hs[2], kept) {
+			t.Errorf("%s is nobody else's, and its container is cut off", kept.Addr.Addr())
+		}
+	})
+}
