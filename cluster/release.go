@@ -166,10 +166,11 @@ func (c *Cluster) compareBlocks(ctx context.Context, id carrick.NetworkID) error
 		return err
 	}
 	defer c.answering.Release(1)
-	_, before, err := c.readEpoch(ctx)
+	r, before, err := c.readEpoch(ctx)
 	if err != nil {
 		return err
 	}
+	seen := r.epoch()
 	recs, err := c.blockRecords(ctx, id)
 	if err != nil {
 		return err
@@ -180,6 +181,7 @@ func (c *Cluster) compareBlocks(ctx context.Context, id carrick.NetworkID) error
 		if err := c.moveEpoch(ctx); err != nil {
 			return err
 		}
+		seen = c.seenEpoch()
 		if recs, err = c.blockRecords(ctx, id); err != nil {
 			return err
 		}
@@ -188,8 +190,8 @@ func (c *Cluster) compareBlocks(ctx context.Context, id carrick.NetworkID) error
 	}
 	return c.jr.Update(func(tx *journal.Tx) error {
 		rec, ok := tx.Network(id)
-		if !ok || rec.Leaving || tx.Meta().Fenced {
-			return nil
+		if !ok || rec.Leaving || tx.Meta().Fenced || c.seenEpoch() != seen {
+			return nil // or something has changed: next time
 		}
 		changed := false
 		for b, r := range recs {
