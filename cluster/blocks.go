@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -20,13 +21,18 @@ func (c *Cluster) Blocks(ctx context.Context, id carrick.NetworkID) (map[netip.P
 	if err != nil {
 		return nil, err
 	}
+	return ownersOf(recs), nil
+}
+
+// ownersOf is what [Cluster.Blocks] tells of records.
+func ownersOf(recs map[netip.Prefix]read[blockRecord]) map[netip.Prefix]carrick.HostID {
 	out := make(map[netip.Prefix]carrick.HostID, len(recs))
 	for b, r := range recs {
 		if r.value.Host != "" || time.Now().Before(r.value.Until) {
 			out[b] = r.value.Host
 		}
 	}
-	return out, nil
+	return out
 }
 
 func (c *Cluster) blockRecords(ctx context.Context, id carrick.NetworkID) (map[netip.Prefix]read[blockRecord], error) {
@@ -56,27 +62,43 @@ func (c *Cluster) blockRecords(ctx context.Context, id carrick.NetworkID) (map[n
 // [ErrBlockTaken] if another host has it, [ErrUnknownNetwork] if the network is
 // gone, [ErrRecovering].
 func (c *Cluster) ClaimBlock(ctx context.Context, id carrick.NetworkID, block netip.Prefix) error {
-	defer c.pend(id, block)()
-	var gen carrick.Gen
+	err := c.ClaimOne(ctx, id, func(map[netip.Prefix]carrick.HostID) (netip.Prefix, error) { return block, nil })
+	if err != nil {
+		return fmt.Errorf("block %s of network %s: %w", block, id, err)
+	}
+	return nil
+}
+
+// ClaimOne is [Cluster.ClaimBlock] of a block that choose picks, being told who
+// owns which as by [Cluster.Blocks]. It is asked again when others were faster: many
+// hosts that want the next block at once then need no second look each. Its error
+// ends the claim.
+func (c *Cluster) ClaimOne(ctx context.Context, id carrick.NetworkID, choose func(map[netip.Prefix]carrick.HostID) (netip.Prefix, error)) error {
 	rec, err := c.jr.Network(id)
 	if err != nil {
-		return fmt.Errorf("claim block %s: %w", block, err)
+		return fmt.Errorf("claim a block: %w", err)
 	}
+	var block netip.Prefix
+	var gen carrick.Gen
 	var in uint32
 	var lent map[netip.Addr]blockRecord
+	unpend := func() {}
+	defer func() { unpend() }()
 	_, err = c.structural(ctx, func(ctx context.Context, t *kvstore.Txn, num uint32) error {
-		// Who is leaving, or was removed, must not come to own anything.
-		_, aliasVer, err := get[aliasRecord](ctx, c, keyAlias(id, c.self))
+		aliasVer, err := c.ownAlias(ctx, id)
 		if err != nil {
 			return err
-		}
-		if aliasVer == 0 {
-			return fmt.Errorf("network %s is not on this host: %w", id, ErrUnknownNetwork)
 		}
 		recs, err := c.blockRecords(ctx, id)
 		if err != nil {
 			return err
 		}
+		if block, err = choose(ownersOf(recs)); err != nil {
+			return err
+		}
+		before := unpend
+		unpend = c.pend(id, block)
+		before()
 		have := recs[block]
 		if have.version != 0 && have.value.Host != c.self && have.value.Host != "" {
 			return fmt.Errorf("%w (%s)", ErrBlockTaken, c.HostName(have.value.Host))
@@ -90,9 +112,41 @@ func (c *Cluster) ClaimBlock(ctx context.Context, id carrick.NetworkID, block ne
 		return encErr
 	})
 	if err != nil {
-		return fmt.Errorf("claim block %s of network %s: %w", block, id, err)
+		return fmt.Errorf("claim a block: %w", err)
 	}
 	return c.adoptBlock(id, block, gen, in, lent)
+}
+
+// ownAlias returns the version of this host's alias of a network, as last known of
+// a network that is followed. Who has none, because it is leaving or was removed,
+// must not come to own anything: [ErrUnknownNetwork].
+func (c *Cluster) ownAlias(ctx context.Context, id carrick.NetworkID) (kvstore.Revision, error) {
+	c.mu.Lock()
+	if n := c.nets[id]; n != nil && n.aliasVer != 0 {
+		defer c.mu.Unlock()
+		return n.aliasVer, nil
+	}
+	c.mu.Unlock()
+	_, v, err := get[aliasRecord](ctx, c, keyAlias(id, c.self))
+	if err == nil && v == 0 {
+		err = fmt.Errorf("network %s is not on this host: %w", id, ErrUnknownNetwork)
+	}
+	return v, err
+}
+
+// forgetAliases forgets the versions of aliases that a conflict is about.
+func (c *Cluster) forgetAliases(err error) {
+	var conflict *kvstore.ConflictError
+	if !errors.As(err, &conflict) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range conflict.Keys {
+		if id, _, ok := netOfKey(k); ok && c.nets[id] != nil && k == keyAlias(id, c.self) {
+			c.nets[id].aliasVer = 0
+		}
+	}
 }
 
 // pend marks a claim as under way, and returns how to end that. A zero block

@@ -4,23 +4,48 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/internal/sim"
+	"github.com/carrick-net/carrick/ipam"
 	"github.com/carrick-net/carrick/kvstore"
 	"github.com/carrick-net/carrick/kvstore/memory"
 )
 
-// distant is a store that takes as long to answer as servers do, and counts what
-// publications ask of it.
+// distant is a store that takes as long to answer as servers do, once it is armed,
+// and counts what is asked of it about networks. (Hosts that start hold locks while
+// they ask, and the time of a bubble stands still while somebody waits for a lock.)
 type distant struct {
 	kvstore.Store
 	mu                        sync.Mutex // guards the rest
+	armed                     bool
 	reads, commits, conflicts int
+}
+
+// ask counts a read.
+func (d *distant) ask(ctx context.Context, key string) {
+	d.mu.Lock()
+	if strings.HasPrefix(key, "v1/net/") {
+		d.reads++
+	}
+	d.mu.Unlock()
+	d.travel(ctx)
+}
+
+// travel takes as long as half of a question does.
+func (d *distant) travel(ctx context.Context) {
+	d.mu.Lock()
+	armed := d.armed
+	d.mu.Unlock()
+	if armed {
+		travel(ctx, 2*time.Millisecond)
+	}
 }
 
 // travel takes half to one and a half of a time.
@@ -34,25 +59,25 @@ func travel(ctx context.Context, d time.Duration) {
 }
 
 func (d *distant) Get(ctx context.Context, key string) (kvstore.Entry, error) {
-	if strings.HasPrefix(key, "v1/net/") {
-		d.mu.Lock()
-		d.reads++
-		d.mu.Unlock()
-	}
-	travel(ctx, 2*time.Millisecond)
+	d.ask(ctx, key)
 	return d.Store.Get(ctx, key)
+}
+
+func (d *distant) List(ctx context.Context, sel kvstore.Selector) (kvstore.View, error) {
+	d.ask(ctx, sel.Key)
+	return d.Store.List(ctx, sel)
 }
 
 func (d *distant) Watch(ctx context.Context, sel kvstore.Selector, since kvstore.Revision) (kvstore.View, error) {
 	v, err := d.Store.Watch(ctx, sel, since)
-	travel(ctx, 2*time.Millisecond)
+	d.travel(ctx)
 	return v, err
 }
 
 func (d *distant) Txn(ctx context.Context, t *kvstore.Txn) (kvstore.Revision, error) {
-	travel(ctx, 2*time.Millisecond)
+	d.travel(ctx)
 	rev, err := d.Store.Txn(ctx, t)
-	travel(ctx, 2*time.Millisecond)
+	d.travel(ctx)
 	if strings.HasSuffix(t.Ops[0].Key, "/head") {
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -89,7 +114,7 @@ func crowd(t *testing.T, s *memory.Server, n int) ([]*sim.Host, []*sim.Network, 
 	}
 	for _, d := range ds {
 		d.mu.Lock()
-		d.reads, d.commits, d.conflicts = 0, 0, 0
+		d.armed, d.reads, d.commits, d.conflicts = true, 0, 0, 0
 		d.mu.Unlock()
 	}
 	return hs, ns, ds
@@ -158,6 +183,52 @@ func TestManyPublishersOfOneNetwork(t *testing.T) {
 		}
 		if reads > commits {
 			t.Errorf("%d reads for %d commits on followed networks", reads, commits)
+		}
+	})
+}
+
+// Many hosts that want the next block at once get one each, with few questions.
+func TestManyClaimsAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const hosts = 16
+		s := memory.NewServer()
+		hs, ns, ds := crowd(t, s, hosts)
+		began := time.Now()
+		var all sync.WaitGroup
+		for i, h := range hs {
+			all.Go(func() {
+				rec, err := h.Cluster.Journal().ByAlias(ns[i].ID)
+				if err == nil {
+					err = h.Cluster.ClaimOne(t.Context(), rec.Conf.ID, func(owned map[netip.Prefix]carrick.HostID) (netip.Prefix, error) {
+						b, _ := ipam.NextBlock(rec.Conf.Pools[0], func(b netip.Prefix) bool { _, taken := owned[b]; return taken })
+						return b, nil
+					})
+				}
+				if err != nil {
+					t.Errorf("%s: %v", h.Name, err)
+				}
+			})
+		}
+		all.Wait()
+		reads := 0
+		owned := map[netip.Prefix]string{}
+		for i, h := range hs {
+			reads += ds[i].reads
+			rec, err := h.Cluster.Journal().ByAlias(ns[i].ID)
+			if err != nil || len(rec.Blocks) != 2 {
+				t.Fatalf("%s has blocks %v: %v", h.Name, rec.Blocks, err)
+			}
+			for _, b := range rec.Blocks {
+				if owned[b] != "" {
+					t.Errorf("%s has block %s of %s", h.Name, b, owned[b])
+				}
+				owned[b] = h.Name
+			}
+		}
+		t.Logf("%d claims with %d reads of the network, in %s", hosts, reads, time.Since(began))
+		if reads > 8*hosts {
+			t.Errorf("%d claims took %d reads of the network", hosts, reads)
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -204,12 +205,17 @@ func (c *Cluster) suspect() {
 // at most structuralTries times; conflicts on the epoch alone are expected, since
 // the whole cluster's changes meet there. The change is remembered as seen.
 func (c *Cluster) structural(ctx context.Context, build func(ctx context.Context, t *kvstore.Txn, num uint32) error) (kvstore.Revision, error) {
-	for attempt := 0; ; attempt++ {
+	for attempt := 1; ; attempt++ {
+		began := time.Now()
 		rev, err := c.tryStructural(ctx, build)
-		if !errors.Is(err, kvstore.ErrConflict) || attempt >= structuralTries {
+		if !errors.Is(err, kvstore.ErrConflict) || attempt > structuralTries {
 			return rev, err
 		}
-		if err := backoff(ctx, min(attempt, 4), 200*time.Millisecond); err != nil {
+		c.forgetAliases(err)
+		// The others' attempts take about as long as this one did. How many there are
+		// nobody can tell.
+		took := min(max(time.Since(began), leastSlot), mostSlot)
+		if err := wait(ctx, rand.N(took<<min(attempt, 4))); err != nil {
 			return 0, err
 		}
 	}

@@ -148,11 +148,7 @@ func (d *Driver) claimNext(ctx context.Context, at poolOf) error {
 	if err != nil {
 		return err
 	}
-	for {
-		owned, err := d.cfg.Cluster.Blocks(ctx, at.network)
-		if err != nil {
-			return fmt.Errorf("network %s: this host's addresses are used up and no block can be claimed: %w", n.Conf.Label(), err)
-		}
+	err = d.cfg.Cluster.ClaimOne(ctx, at.network, func(owned map[netip.Prefix]carrick.HostID) (netip.Prefix, error) {
 		// A block of ours that the journal does not have is one whose claim was never
 		// answered: it is taken up first. Single addresses that were lent are not
 		// blocks, and do not make anybody the owner of theirs.
@@ -166,13 +162,18 @@ func (d *Driver) claimNext(ctx context.Context, at poolOf) error {
 			return taken
 		})
 		if !ok {
-			return noBlockError{n.Conf.Label(), pool.AllocRange(), count}
+			return b, noBlockError{n.Conf.Label(), pool.AllocRange(), count}
 		}
-		err = d.cfg.Cluster.ClaimBlock(ctx, at.network, b)
-		if !errors.Is(err, cluster.ErrBlockTaken) {
-			return err
-		}
+		return b, nil
+	})
+	var none noBlockError
+	switch {
+	case errors.As(err, &none):
+		return none
+	case err != nil:
+		return fmt.Errorf("network %s: this host's addresses are used up and no block can be claimed: %w", n.Conf.Label(), err)
 	}
+	return nil
 }
 
 // claimAhead claims the next block when three quarters of the addresses are out,
