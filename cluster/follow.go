@@ -25,10 +25,13 @@ type netState struct {
 	isLoad   bool
 	aliasVer kvstore.Revision
 	at       stamp // of the head that remote stands for
-	head     headRecord
-	headVer  kvstore.Revision
-	remote   map[carrick.HostID]hostFacts
-	pub      publisher
+	// rewound is since when the store has had a head older than at, in an epoch that
+	// says nothing of a loss; zero: it has not. See acceptRewound.
+	rewound time.Time
+	head    headRecord
+	headVer kvstore.Revision
+	remote  map[carrick.HostID]hostFacts
+	pub     publisher
 
 	recalled bool                    // remote began with what the cache had
 	unsaved  map[carrick.HostID]bool // whose facts the cache does not have yet
@@ -150,10 +153,15 @@ func (c *Cluster) catchUp(ctx context.Context, id carrick.NetworkID, n *netState
 	c.mu.Lock()
 	behind := n.isLoad && head.at().before(n.at)
 	changes, ok := head.since(n.at)
-	ok = ok && n.isLoad
+	ok = ok && n.isLoad && n.rewound.IsZero() // what came after an earlier state is another past
 	c.mu.Unlock()
 	if behind {
 		c.suspect() // whatever it is, older facts are no news
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if n.rewound.IsZero() {
+			n.rewound = time.Now()
+		}
 		return nil
 	}
 	if !ok {
@@ -188,6 +196,33 @@ func (c *Cluster) catchUp(ctx context.Context, id carrick.NetworkID, n *netState
 	n.setHead(head, v.Entries[0].Version)
 	c.save(id, n)
 	return nil
+}
+
+// acceptRewound takes over what the store has of networks whose heads went back
+// though the epoch did not: it was restored from a backup as new as every
+// structural change. Every host has compared its journal with it by then, and
+// written again what it lacked.
+func (c *Cluster) acceptRewound(ctx context.Context) error {
+	c.mu.Lock()
+	nets := map[carrick.NetworkID]*netState{}
+	for id, n := range c.nets {
+		if n.follow != nil && !n.rewound.IsZero() && time.Since(n.rewound) >= 2*settleEvery {
+			nets[id] = n
+		}
+	}
+	c.mu.Unlock()
+	var errs []error
+	for id, n := range nets {
+		n.reading.Lock()
+		c.mu.Lock()
+		c.log.Warn("the store went back to an earlier state of this network: taking that over", "network", id)
+		n.at, n.rewound = stamp{}, time.Time{}
+		c.mu.Unlock()
+		errs = append(errs, c.reload(ctx, id, n))
+		n.reading.Unlock()
+		c.changed(id)
+	}
+	return errors.Join(errs...)
 }
 
 // later returns the later of two stamps. A record that is gone has none of its
@@ -286,7 +321,7 @@ func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState)
 			n.replace(h, at, r.Endpoints)
 		}
 	}
-	n.aliasVer, n.at = aliasVer, head.at()
+	n.aliasVer, n.at, n.rewound = aliasVer, head.at(), time.Time{}
 	n.setHead(head, headVer)
 	c.save(id, n)
 	if !n.isLoad && whole {

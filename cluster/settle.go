@@ -108,7 +108,7 @@ func (c *Cluster) settleOnce(ctx context.Context) error {
 		}
 		errs = append(errs, c.settleNetwork(ctx, n))
 	}
-	errs = append(errs, c.clearAsks(ctx), c.dropStrangers(ctx))
+	errs = append(errs, c.clearAsks(ctx), c.dropStrangers(ctx), c.acceptRewound(ctx))
 	return errors.Join(errs...)
 }
 
