@@ -276,7 +276,7 @@ func (c *Cluster) watchEpoch(ctx context.Context) error {
 		var retry <-chan time.Time
 		switch {
 		case errors.Is(err, ErrIdentity):
-			return err
+			return c.lastWords(ctx, err)
 		case err != nil:
 			if attempt == 0 {
 				c.log.Warn("epoch of the store not settled yet", "err", err)
@@ -369,6 +369,9 @@ func (c *Cluster) look(ctx context.Context) (again bool, err error) {
 	if !r.Recovering.IsZero() {
 		return true, c.endRecovery(ctx, r, v)
 	}
+	c.mu.Lock()
+	c.writeNum = r.Num // a recovery that was taken part in may have been of another store
+	c.mu.Unlock()
 	if c.jr.Meta().Fenced {
 		return c.regain(ctx)
 	}

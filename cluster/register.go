@@ -18,8 +18,11 @@ import (
 func (c *Cluster) registerUntilDone(ctx context.Context) error {
 	for attempt := 0; ; attempt++ {
 		err := c.enrol(ctx)
-		if err == nil || errors.Is(err, ErrIdentity) {
-			return err
+		if errors.Is(err, ErrIdentity) {
+			return c.lastWords(ctx, err)
+		}
+		if err == nil {
+			return nil
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -35,6 +38,18 @@ func (c *Cluster) registerUntilDone(ctx context.Context) error {
 		}
 	}
 }
+
+// lastWords returns an error that ends the agent. A fenced host's kernel is to hear
+// of the fence before that: nobody would cut its containers off afterwards.
+func (c *Cluster) lastWords(ctx context.Context, err error) error {
+	if c.jr.Meta().Fenced {
+		_ = wait(ctx, fenceTime)
+	}
+	return err
+}
+
+// fenceTime is enough for the kernel to be brought in line with a fence.
+const fenceTime = 10 * time.Second
 
 // enrol registers the host and makes it take part in the store's epoch, whatever
 // that is.

@@ -541,3 +541,32 @@ func TestRemovalThatTheStoreForgot(t *testing.T) {
 		}
 	})
 }
+
+// A removed host whose name another one has by now may not go on; before its agent
+// ends there is time to cut its containers off.
+func TestRemovedAndReplaced(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		hs, ns := trio(t, s, "10.42.0.0/24")
+		c := hs[2].MustRun(ns[2], sim.Run{})
+		pass(5 * time.Second)
+		hs[2].Kill()
+		pass(time.Minute)
+		if _, err := hs[0].Cluster.RemoveHost(t.Context(), "h3", false); err != nil {
+			t.Fatal(err)
+		}
+		sim.NewHost(t, s, 3)
+		began := time.Now()
+		err := hs[2].TryStart(hs[2].Name, hs[2].VTEP)
+		if !errors.Is(err, cluster.ErrIdentity) {
+			t.Fatalf("start: %v, want a refusal", err)
+		}
+		if !fenced(t, hs[2], c) {
+			t.Error("the container is not to be cut off")
+		}
+		if time.Since(began) < time.Second {
+			t.Error("the agent ended at once")
+		}
+	})
+}
