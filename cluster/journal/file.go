@@ -84,7 +84,7 @@ func openFile(path string) (*file, *tables, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := checkPages(raw); err != nil {
+	if err := guarded(func() error { return checkPages(raw) }); err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	f, err := open(path)

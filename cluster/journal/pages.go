@@ -23,7 +23,7 @@ func checkPages(file []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := p.walk(p.newest.root, span{}, 0, p.root); err != nil {
+	if err := p.walk(p.newest.root, true, span{}, p.root); err != nil {
 		return err
 	}
 	return p.freelist(p.newest.freelist)
@@ -141,19 +141,15 @@ func (s span) has(key []byte) bool {
 	return bytes.Compare(key, s.from) >= 0 && (s.before == nil || bytes.Compare(key, s.before) < 0)
 }
 
-// maxDepth bounds the height of a tree. One of a thousand records has two levels.
-const maxDepth = 32
-
-// walk walks the tree below a page and calls leaf for each of its values.
-func (p *pages) walk(id uint64, keys span, depth int, leaf func(flags uint64, key, value []byte) error) error {
+// walk walks the tree below a page and calls leaf for each of its values. Only a
+// tree's top may be empty. No page is met twice, so it ends.
+func (p *pages) walk(id uint64, top bool, keys span, leaf func(flags uint64, key, value []byte) error) error {
 	pg, err := p.claim(id)
 	if err != nil {
 		return err
 	}
 	switch {
-	case depth > maxDepth:
-		return fmt.Errorf("page %d is %d levels down", id, depth)
-	case pg.flags == flagLeaf && (pg.count > 0 || depth == 0):
+	case pg.flags == flagLeaf && (pg.count > 0 || top):
 		return pg.leaves(keys, leaf)
 	case pg.flags != flagBranch || pg.count == 0:
 		return fmt.Errorf("page %d is of kind %#x with %d entries", id, pg.flags, pg.count)
@@ -176,7 +172,7 @@ func (p *pages) walk(id uint64, keys span, depth int, leaf func(flags uint64, ke
 		if i+1 < len(branches) {
 			below.before = branches[i+1].key
 		}
-		if err := p.walk(b.page, below, depth+1, leaf); err != nil {
+		if err := p.walk(b.page, false, below, leaf); err != nil {
 			return err
 		}
 	}
@@ -229,7 +225,7 @@ func (p *pages) root(flags uint64, key, value []byte) error {
 	}
 	p.within = key
 	if root := u64(value); root != 0 {
-		return p.walk(root, span{}, 0, p.value)
+		return p.walk(root, true, span{}, p.value)
 	}
 	inline := value[bucketHead:]
 	if len(inline) < pageHead || u16(inline[8:]) != flagLeaf || u32(inline[12:]) != 0 {

@@ -288,3 +288,28 @@ func TestAdopt(t *testing.T) {
 		t.Errorf("after a restart: identity %+v, registered %t", j.Identity(), j.Registered())
 	}
 }
+
+// A network whose pools change is counted anew, and so is one that comes after
+// its leases.
+func TestPoolsChange(t *testing.T) {
+	t.Parallel()
+	j := open(t, t.TempDir())
+	pool := netip.MustParsePrefix("10.42.0.0/16")
+	must(t, j, func(tx *journal.Tx) { tx.PutLease(journal.Lease{Network: netID, Addr: addr1}) })
+	fill(t, j)
+	if n := j.Taken(netID, pool); n != 1 {
+		t.Errorf("%d taken, want 1", n)
+	}
+	must(t, j, func(tx *journal.Tx) {
+		n, _ := tx.Network(netID)
+		n.Conf.Pools = []carrick.Pool{{Prefix: pool, Block: 26, Gateway: addr1}}
+		tx.PutNetwork(n)
+	})
+	if n := j.Taken(netID, pool); n != 0 {
+		t.Errorf("%d taken besides the gateway, want 0", n)
+	}
+	must(t, j, func(tx *journal.Tx) { tx.DeleteLease(netID, addr1) })
+	if d := journal.Drift(j); d != "" {
+		t.Error(d)
+	}
+}
