@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/carrick-net/carrick"
@@ -308,96 +307,6 @@ func validEndpoints(eps []carrick.Endpoint) error {
 			if !a.IsValid() || a.Zone() != "" {
 				return fmt.Errorf("endpoint %q address %v", e.ID, a)
 			}
-		}
-	}
-	return nil
-}
-
-// headRecord is the one key of a network that watchers block on.
-type headRecord struct {
-	envelope
-	Num  uint32   `json:"num,omitempty"` // incarnation of Seq, which begins again with each
-	Seq  uint64   `json:"seq"`           // of the last change
-	Ring []change `json:"ring,omitempty"`
-}
-
-// change is what one commit did to one host's record.
-type change struct {
-	Seq  uint64               `json:"s"`
-	Host carrick.HostID       `json:"h"`
-	Put  []carrick.Endpoint   `json:"p,omitempty"`
-	Del  []carrick.EndpointID `json:"d,omitempty"`
-	// Reread: too large to be told inline, read the host's record.
-	Reread bool `json:"r,omitempty"`
-}
-
-func (r *headRecord) validate() error {
-	last := uint64(0)
-	for i, c := range r.Ring {
-		if !carrick.ValidID(string(c.Host)) {
-			return fmt.Errorf("change %d of host %q", c.Seq, c.Host)
-		}
-		if i > 0 && c.Seq != last+1 {
-			return fmt.Errorf("change %d follows change %d", c.Seq, last)
-		}
-		last = c.Seq
-		if err := validEndpoints(c.Put); err != nil {
-			return err
-		}
-	}
-	if len(r.Ring) > 0 && last != r.Seq {
-		return fmt.Errorf("head at %d, ring ends at %d", r.Seq, last)
-	}
-	return nil
-}
-
-func (r *headRecord) at() stamp { return stamp{r.Num, r.Seq} }
-
-// since returns the changes after have, or false if the ring does not reach back
-// that far, or have is of another incarnation.
-func (r *headRecord) since(have stamp) ([]change, bool) {
-	if r.Num != have.num || r.Seq < have.seq || r.Seq-have.seq > uint64(len(r.Ring)) {
-		return nil, false
-	}
-	return r.Ring[uint64(len(r.Ring))-(r.Seq-have.seq):], true
-}
-
-// Bounds of the ring: a watcher wakes for each change and receives the whole
-// head, so its size is the price of a change per watcher.
-const (
-	ringChanges = 16
-	ringBytes   = 3 << 10
-	inlineBytes = 1 << 10 // of one change; a larger one is told as Reread
-)
-
-// push appends a change made in an incarnation and drops the oldest beyond the
-// ring's bounds. A new incarnation counts from the beginning.
-func (r *headRecord) push(num uint32, c change) error {
-	if r.Num < num {
-		*r = headRecord{Num: num}
-	}
-	r.V = schema
-	r.Ring = slices.Clone(r.Ring)
-	r.Seq++
-	c.Seq = r.Seq
-	raw, err := json.Marshal(c)
-	if err != nil {
-		return fmt.Errorf("encode change: %w", err)
-	}
-	if len(raw) > inlineBytes {
-		c.Put, c.Del, c.Reread = nil, nil, true
-	}
-	r.Ring = append(r.Ring, c)
-	total := 0
-	for i := len(r.Ring) - 1; i >= 0; i-- {
-		raw, err := json.Marshal(r.Ring[i])
-		if err != nil {
-			return fmt.Errorf("encode change: %w", err)
-		}
-		total += len(raw)
-		if len(r.Ring)-i > ringChanges || (total > ringBytes && i < len(r.Ring)-1) {
-			r.Ring = append([]change(nil), r.Ring[i+1:]...)
-			break
 		}
 	}
 	return nil

@@ -102,7 +102,12 @@ func TestRing(t *testing.T) {
 	for i := 1; i <= 200; i++ {
 		c := change{Host: "0123456789abcdef", Put: []carrick.Endpoint{endpoint(i)}}
 		if i%7 == 0 {
-			for j := range 30 {
+			for j := range 50 {
+				c.Put = append(c.Put, endpoint(1000+j))
+			}
+		}
+		if i%7 == 3 {
+			for j := range 20 {
 				c.Put = append(c.Put, endpoint(1000+j))
 			}
 		}
@@ -112,14 +117,27 @@ func TestRing(t *testing.T) {
 		if h.Seq != uint64(i) || len(h.Ring) == 0 || h.Ring[len(h.Ring)-1].Seq != h.Seq {
 			t.Fatalf("after push %d: seq %d ring %d", i, h.Seq, len(h.Ring))
 		}
-		if i%7 == 0 && !h.Ring[len(h.Ring)-1].Reread {
-			t.Fatal("a large change was told inline")
+		if last := h.Ring[len(h.Ring)-1]; last.Reread != (i%7 == 0) {
+			t.Fatalf("of a change of %d endpoints %d are told inline", len(c.Put), len(last.Put))
+		}
+		if len(h.Ring) != min(i, ringChanges) {
+			t.Fatalf("the ring has %d changes of %d", len(h.Ring), i)
+		}
+		inline := 0
+		for _, c := range h.Ring {
+			if !c.Reread {
+				inline++
+			}
+		}
+		// Two after one that is only mentioned, and the three before it.
+		if i > 7 && i%7 == 2 && inline < 5 {
+			t.Fatalf("%d of the last changes are told inline", inline)
 		}
 		raw, err := encode(&h)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(raw) > ringBytes+inlineBytes || len(h.Ring) > ringChanges {
+		if len(raw) > ringBytes+inlineBytes+ringChanges*50 {
 			t.Fatalf("head has %d bytes, %d changes", len(raw), len(h.Ring))
 		}
 		if _, err := decode[headRecord]("head", raw); err != nil {

@@ -26,6 +26,7 @@ type distant struct {
 	mu                        sync.Mutex // guards the rest
 	armed                     bool
 	reads, commits, conflicts int
+	lists                     int // reads of more than one key
 }
 
 // ask counts a read.
@@ -65,6 +66,9 @@ func (d *distant) Get(ctx context.Context, key string) (kvstore.Entry, error) {
 
 func (d *distant) List(ctx context.Context, sel kvstore.Selector) (kvstore.View, error) {
 	d.ask(ctx, sel.Key)
+	d.mu.Lock()
+	d.lists++
+	d.mu.Unlock()
 	return d.Store.List(ctx, sel)
 }
 
@@ -114,7 +118,7 @@ func crowd(t *testing.T, s *memory.Server, n int) ([]*sim.Host, []*sim.Network, 
 	}
 	for _, d := range ds {
 		d.mu.Lock()
-		d.armed, d.reads, d.commits, d.conflicts = true, 0, 0, 0
+		d.armed, d.reads, d.lists, d.commits, d.conflicts = true, 0, 0, 0, 0
 		d.mu.Unlock()
 	}
 	return hs, ns, ds
@@ -136,6 +140,37 @@ func TestPublicationCostsOneWrite(t *testing.T) {
 			if d.commits != 10 || d.conflicts != 0 || d.reads != 0 {
 				t.Errorf("%s: %d commits, %d conflicts and %d reads for 10 containers", hs[i].Name, d.commits, d.conflicts, d.reads)
 			}
+		}
+	})
+}
+
+// A host that missed some changes reads what the hosts that made them have, once
+// for each, and nothing else of a network that may be large.
+func TestComingLateCostsWhatChanged(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		hs, ns, ds := crowd(t, memory.NewServer(), 4)
+		late := hs[3]
+		late.BlindStore()
+		const missed = 20 // more than are told inline
+		for i := range missed {
+			hs[i%2].MustRun(ns[i%2], sim.Run{})
+			travel(t.Context(), 200*time.Millisecond)
+		}
+		late.HealStore()
+		sim.Eventually(t, "the late one knows all", func() bool {
+			v, _ := late.View(ns[3])
+			n := 0
+			for _, eps := range v.Endpoints {
+				n += len(eps)
+			}
+			return n == len(hs)+missed
+		})
+		d := ds[3]
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.lists != 0 || d.reads > 2 {
+			t.Errorf("%d lists and %d reads for changes of two hosts", d.lists, d.reads)
 		}
 	})
 }
