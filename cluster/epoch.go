@@ -285,7 +285,11 @@ func (c *Cluster) watchEpoch(ctx context.Context) error {
 			retry = time.After(min(50*time.Millisecond<<min(attempt, 8), 2*time.Second))
 		case again:
 			attempt = 0
-			retry = time.After(time.Second)
+			// Everybody looks at what all have written: the more hosts, the less often.
+			c.mu.Lock()
+			hosts := len(c.hosts)
+			c.mu.Unlock()
+			retry = time.After(time.Second + time.Duration(hosts)*20*time.Millisecond)
 		default:
 			attempt = 0
 		}

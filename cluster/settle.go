@@ -17,7 +17,7 @@ import (
 // removals that the store has not heard of, until ctx ends.
 func (c *Cluster) settle(ctx context.Context) error {
 	for attempt := 0; ; attempt++ {
-		err := c.settleOnce(ctx)
+		err := c.settleOnce(ctx, true)
 		if err == nil {
 			break
 		}
@@ -35,6 +35,7 @@ func (c *Cluster) settle(ctx context.Context) error {
 	defer tick.Stop()
 	idle := map[idleBlock]time.Time{}
 	compared := time.Now()
+	searched := compared
 	for {
 		select {
 		case <-ctx.Done():
@@ -63,17 +64,25 @@ func (c *Cluster) settle(ctx context.Context) error {
 			c.log.Debug("blocks not freed yet", "err", err)
 		}
 		if time.Since(compared) >= settleEvery {
-			if err := c.settleOnce(ctx); err != nil {
+			whole := compared.IsZero() || time.Since(searched) >= strangersEvery
+			if err := c.settleOnce(ctx, whole); err != nil {
 				c.log.Debug("store and journal not compared yet", "err", err)
 				continue
 			}
-			compared = time.Now()
+			if compared = time.Now(); whole {
+				searched = compared
+			}
 		}
 	}
 }
 
-// settleEvery is how often store and journal are compared without a reason.
-const settleEvery = time.Minute
+// settleEvery is how often store and journal are compared without a reason, and
+// strangersEvery how often the whole store is searched for what this host's
+// journal does not know: that costs a question per network of the cluster.
+const (
+	settleEvery    = time.Minute
+	strangersEvery = 10 * time.Minute
+)
 
 // mayChange says whether structural changes have a chance now.
 func (c *Cluster) mayChange() bool {
@@ -96,7 +105,8 @@ func (c *Cluster) probe(ctx context.Context) {
 	}
 }
 
-func (c *Cluster) settleOnce(ctx context.Context) error {
+// settleOnce compares store and journal; whole searches other networks as well.
+func (c *Cluster) settleOnce(ctx context.Context, whole bool) error {
 	var errs []error
 	if c.jr.Meta().Fenced {
 		return nil // regain does it
@@ -108,7 +118,10 @@ func (c *Cluster) settleOnce(ctx context.Context) error {
 		}
 		errs = append(errs, c.settleNetwork(ctx, n))
 	}
-	errs = append(errs, c.clearAsks(ctx), c.dropStrangers(ctx), c.acceptRewound(ctx))
+	errs = append(errs, c.clearAsks(ctx), c.acceptRewound(ctx))
+	if whole {
+		errs = append(errs, c.dropStrangers(ctx))
+	}
 	return errors.Join(errs...)
 }
 
@@ -236,7 +249,7 @@ func (c *Cluster) NameAlias(ctx context.Context, docker carrick.DockerNetworkID,
 
 // dropStrangers removes aliases that the store has for this host and its journal
 // does not: a create that crashed after its commit, which the engine never heard
-// of. It asks for every network, so it runs once per start.
+// of, or one whose late commit nobody waited for.
 func (c *Cluster) dropStrangers(ctx context.Context) error {
 	confs, err := c.StoredNetworks(ctx)
 	if err != nil {
