@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -15,82 +14,6 @@ import (
 func endpoint(n int) carrick.Endpoint {
 	a := netip.AddrFrom4([4]byte{10, 42, byte(n >> 8), byte(n)})
 	return carrick.Endpoint{ID: carrick.EndpointID(fmt.Sprintf("%064x", n)), Addrs: []netip.Addr{a}, MAC: carrick.MACFor(7, a)}
-}
-
-// Every decoder of the store's bytes: hostile bytes are an error, never a crash,
-// and whatever is accepted is written back to the same meaning.
-func FuzzRecords(f *testing.F) {
-	const id = "0123456789abcdef"
-	host := carrick.HostID(id)
-	net := carrick.Network{ID: id, Tenant: "default", VNI: 7, Mode: carrick.ModeVXLAN, Port: 4789,
-		Pools: []carrick.Pool{{Prefix: netip.MustParsePrefix("10.42.0.0/16"), Range: netip.MustParsePrefix("10.42.1.0/24"), Gateway: netip.MustParseAddr("10.42.0.1"), Block: 26}}}
-	for _, r := range []versioned{
-		&hostRecord{envelope: envelope{1}, Num: 2, Host: carrick.Host{ID: host, Name: "h", VTEP: netip.MustParseAddr("192.0.2.1")}, Machine: "m"},
-		&holderRecord{envelope{1}, host}, &nodeRecord{envelope{1}, host, "m", netip.MustParseAddr("192.0.2.1"), "b"},
-		&epochRecord{envelope: envelope{1}, Inc: id, Num: 1, Seq: 2, Nonce: id}, &recoveryRecord{envelope{1}, id, true},
-		&removedRecord{envelope: envelope{1}, Host: carrick.Host{ID: host}}, &blockRecord{envelope: envelope{1}, Host: host, Num: 1},
-		&askRecord{envelope{1}, []ask{{ID: id, Network: id, Pool: netip.MustParsePrefix("10.42.0.0/16"), Addr: netip.MustParseAddr("10.42.0.7"), Answer: granted}}},
-		&tenantRecord{envelope{1}, []tenantPrefix{{netip.MustParsePrefix("10.0.0.0/8"), id}}},
-		&vniRecord{envelope{1}, id}, &confRecord{envelope{1}, 2, net}, &membersRecord{envelope{1}, 3},
-		&aliasRecord{envelope{1}, host, []dockerAlias{{carrick.DockerNetworkID(strings.Repeat("d", 64)), "app"}}},
-		&endpointsRecord{envelope{1}, 1, 2, []carrick.Endpoint{endpoint(1)}},
-		&headRecord{envelope{1}, 1, 2, []change{{Seq: 1, Host: host, Put: []carrick.Endpoint{endpoint(1)}}, {Seq: 2, Host: host, Reread: true}}},
-	} {
-		raw, err := encode(r)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(raw)
-	}
-	for _, s := range []string{"", "null", "{}", `{"v":1}`, `{"v":2}`, `{"v":-1}`, "[1]", `{"v":1,"ring":[{"s":1,"h":"x"}]}`, `{"v":1,"pools":[{"block":999}]}`} {
-		f.Add([]byte(s))
-	}
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		roundTrip[hostRecord](t, raw)
-		roundTrip[holderRecord](t, raw)
-		roundTrip[nodeRecord](t, raw)
-		roundTrip[epochRecord](t, raw)
-		roundTrip[recoveryRecord](t, raw)
-		roundTrip[removedRecord](t, raw)
-		roundTrip[blockRecord](t, raw)
-		roundTrip[askRecord](t, raw)
-		roundTrip[tenantRecord](t, raw)
-		roundTrip[vniRecord](t, raw)
-		roundTrip[confRecord](t, raw)
-		roundTrip[membersRecord](t, raw)
-		roundTrip[aliasRecord](t, raw)
-		roundTrip[endpointsRecord](t, raw)
-		roundTrip[headRecord](t, raw)
-	})
-}
-
-func roundTrip[T any, P interface {
-	*T
-	versioned
-	validator
-}](t *testing.T, raw []byte) {
-	r, err := decode[T, P]("key", raw)
-	if err != nil {
-		if !errors.Is(err, ErrRecord) {
-			t.Fatalf("%T: error %v is not ErrRecord", r, err)
-		}
-		return
-	}
-	again, err := encode(P(&r))
-	if err != nil {
-		t.Fatal(err)
-	}
-	back, err := decode[T, P]("key", again)
-	if err != nil {
-		t.Fatalf("%s does not read back: %v", again, err)
-	}
-	third, err := encode(P(&back))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(again) != string(third) {
-		t.Fatalf("%s became %s", again, third)
-	}
 }
 
 // The ring is bounded whatever is pushed, and a watcher that is at most its

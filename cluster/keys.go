@@ -86,7 +86,8 @@ func keyBlock(id carrick.NetworkID, b netip.Prefix) string {
 	return prefixBlocks(id) + b.Addr().String() + "-" + strconv.Itoa(b.Bits())
 }
 
-// blockOfKey is the inverse of keyBlock.
+// blockOfKey is the inverse of keyBlock. A block has one key: another spelling of
+// it is nobody's.
 func blockOfKey(id carrick.NetworkID, key string) (netip.Prefix, bool) {
 	s, ok := strings.CutPrefix(key, prefixBlocks(id))
 	if !ok {
@@ -97,7 +98,7 @@ func blockOfKey(id carrick.NetworkID, key string) (netip.Prefix, bool) {
 		return netip.Prefix{}, false
 	}
 	p, err := netip.ParsePrefix(s[:i] + "/" + s[i+1:])
-	return p, err == nil && p == p.Masked()
+	return p, err == nil && p == p.Masked() && key == keyBlock(id, p)
 }
 
 // netOfKey splits a key of a network into the network and the rest.
