@@ -187,7 +187,7 @@ func (s *Server) run() error {
 	return nil
 }
 
-// settings are those of a server as quick to elect a leader as Consul allows.
+// settings are what a server is told.
 func (s *Server) settings() map[string]any {
 	m := map[string]any{
 		"server":                  true,
@@ -199,7 +199,7 @@ func (s *Server) settings() map[string]any {
 		"bind_addr":               "127.0.0.1",
 		"client_addr":             "127.0.0.1",
 		"ports":                   s.ports.settings(),
-		"performance":             map[string]any{"raft_multiplier": 1},
+		"performance":             map[string]any{"raft_multiplier": s.raft()},
 		"limits":                  map[string]any{"http_max_conns_per_client": s.conns},
 		"connect":                 map[string]any{"enabled": false},
 		"disable_update_check":    true,
@@ -215,6 +215,16 @@ func (s *Server) settings() map[string]any {
 		}
 	}
 	return m
+}
+
+// raft is Consul's raft_multiplier. A server alone elects itself as fast as it can;
+// several of them on a machine that has other things to do need patience with each
+// other, or they elect leaders all the time.
+func (s *Server) raft() int {
+	if len(s.peers) > 0 {
+		return 4
+	}
+	return 1
 }
 
 // ports are the ones a server listens on; the others are off.
