@@ -94,6 +94,36 @@ func (c *Cluster) View(id carrick.NetworkID) (v carrick.View, complete bool, err
 	return v, !v.Partial, nil
 }
 
+// FindEndpoint looks for an endpoint among those of a network that this host knows
+// of, its own and the others', and says whose it is. It makes no snapshot: the
+// network may be large, and an engine waits for the answer. match must not call the
+// Cluster.
+func (c *Cluster) FindEndpoint(id carrick.NetworkID, match func(carrick.Endpoint) bool) (carrick.Endpoint, carrick.HostID, bool) {
+	for _, e := range c.jr.Endpoints(id) {
+		if match(e.Endpoint) {
+			return e.Endpoint, c.self, true
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := c.nets[id]
+	if n == nil {
+		return carrick.Endpoint{}, "", false
+	}
+	partial := !n.isLoad || !c.hostsOK
+	for h, f := range n.remote {
+		if _, ok := c.hosts[h]; h == c.self || !ok && partial {
+			continue // as in View
+		}
+		for _, e := range f.eps {
+			if match(e) {
+				return e, h, true
+			}
+		}
+	}
+	return carrick.Endpoint{}, "", false
+}
+
 func sortHosts(hs []carrick.Host) {
 	slices.SortFunc(hs, func(a, b carrick.Host) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))

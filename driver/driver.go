@@ -267,19 +267,10 @@ func endpointOption(k string) bool {
 // that has one of the addresses as well is old news: they have been given out
 // here, so nobody else has them any more.
 func (d *Driver) macHolder(id carrick.NetworkID, mac carrick.MAC, self carrick.EndpointID, addrs []netip.Addr) (carrick.EndpointID, string, bool) {
-	v, _, err := d.cfg.Cluster.View(id)
-	if err != nil {
-		return "", "", false
-	}
-	for host, eps := range v.Endpoints {
-		for _, e := range eps {
-			old := slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return slices.Contains(addrs, a) })
-			if e.MAC == mac && e.ID != self && !old {
-				return e.ID, d.cfg.Cluster.HostName(host), true
-			}
-		}
-	}
-	return "", "", false
+	e, host, ok := d.cfg.Cluster.FindEndpoint(id, func(e carrick.Endpoint) bool {
+		return e.MAC == mac && e.ID != self && !slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return slices.Contains(addrs, a) })
+	})
+	return e.ID, d.cfg.Cluster.HostName(host), ok
 }
 
 // Join waits until the kernel holds the endpoint and hands Docker the outer end

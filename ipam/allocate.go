@@ -288,16 +288,6 @@ func (d *Driver) claimFor(ctx context.Context, n carrick.Network, pool carrick.P
 
 // holder looks for an address among the facts of other hosts.
 func (d *Driver) holder(id carrick.NetworkID, a netip.Addr) (carrick.EndpointID, string, bool) {
-	v, _, err := d.cfg.Cluster.View(id)
-	if err != nil {
-		return "", "", false
-	}
-	for host, eps := range v.Endpoints {
-		for _, e := range eps {
-			if slices.Contains(e.Addrs, a) {
-				return e.ID, d.cfg.Cluster.HostName(host), true
-			}
-		}
-	}
-	return "", "", false
+	e, host, ok := d.cfg.Cluster.FindEndpoint(id, func(e carrick.Endpoint) bool { return slices.Contains(e.Addrs, a) })
+	return e.ID, d.cfg.Cluster.HostName(host), ok
 }
