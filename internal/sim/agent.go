@@ -225,6 +225,13 @@ func (h *Host) KillAtWrite(n int) {
 	h.fuse = n
 }
 
+// Fused says whether KillAtWrite has still to happen.
+func (h *Host) Fused() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.fuse > 0
+}
+
 // Running says whether there is an agent that could answer.
 func (h *Host) Running() bool { return h.running() != nil }
 

@@ -72,6 +72,15 @@ func (b *Box) Networks() []*Network {
 	return out
 }
 
+// Wants are the networks the container is connected to, with what --ip said.
+func (b *Box) Wants() map[*Network]string {
+	out := map[*Network]string{}
+	for _, w := range b.wants {
+		out[w.network] = w.run.IP
+	}
+	return out
+}
+
 // Start is docker start: it runs in all of its networks or not at all.
 func (b *Box) Start() error {
 	if b.Up() {
