@@ -27,6 +27,10 @@ unit: ## tests that need neither root nor other programs; under a minute
 lint: ## golangci-lint, gofmt, shellcheck
 	@hack/test.sh lint
 
+.PHONY: test-history
+test-history: ## random histories of simulated hosts, 100,000 operations
+	@hack/test.sh history
+
 .PHONY: test-kernel
 test-kernel: ## tests on the real kernel, in namespaces of their own (root)
 	@hack/test.sh kernel

@@ -7,10 +7,11 @@
 # Tiers, in the order of a full run (make test):
 #   lint         golangci-lint, gofmt and shellcheck
 #   unit         what needs neither root nor other programs
+#   history      random histories of simulated hosts, 100,000 operations
 #   kernel       packages that test on the real kernel: root
 #   integration  real engines, a real Consul and simulated hosts: root
 #
-# Unit and kernel run with the race detector; RACE= in the environment leaves it
+# All but integration run with the race detector; RACE= in the environment leaves it
 # out, which is faster from cold.
 #
 # A tier that cannot run here is skipped as a whole, with the reason; within a
@@ -51,7 +52,8 @@ servers=$(
     echo "$module/internal/consultest"
     go list ./integration/...
 )
-unit=$(go list ./... | grep -vxF -e "$kernel" -e "$servers")
+history=$module/internal/history
+unit=$(go list ./... | grep -vxF -e "$kernel" -e "$servers" -e "$history")
 
 # gotest TIER ARGUMENTS... runs go test and keeps the results.
 gotest() {
@@ -88,6 +90,7 @@ tier() {
     case $1 in
     lint) lint ;;
     unit) gotest unit $race $unit ;;
+    history) gotest history $race -timeout 40m "$history" ;;
     kernel | integration)
         if [[ $EUID -ne 0 ]]; then
             echo 'skipped: it needs root'
@@ -107,11 +110,11 @@ tier() {
             gotest integration -p 2 -timeout 25m $servers
         fi
         ;;
-    *) die "unknown tier $1: want lint, unit, kernel or integration" ;;
+    *) die "unknown tier $1: want lint, unit, history, kernel or integration" ;;
     esac
 }
 
-[[ $# -gt 0 ]] || set -- lint unit kernel integration
+[[ $# -gt 0 ]] || set -- lint unit history kernel integration
 failed=
 for name in "$@"; do
     say "$name"
