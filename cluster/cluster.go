@@ -322,6 +322,7 @@ func (c *Cluster) heard(err error) {
 	default:
 		c.lastErr = nil
 		c.contact = time.Now()
+		c.cfg.Cache.Heard(c.contact)
 	}
 }
 

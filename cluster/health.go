@@ -11,8 +11,10 @@ import (
 // this host.
 type Health struct {
 	Store   string    // the store's name for people
-	Contact time.Time // of its last answer: the age of what is known; zero: never
+	Contact time.Time // of its last answer, maybe to an earlier agent: the age of what is known; zero: never
 	Err     error     // of the last attempt, nil if it succeeded
+	// Answered: the store has answered since this agent started.
+	Answered bool
 
 	// Pending is how many networks have local facts that the store may lack: after
 	// a start all of them, until it was asked.
@@ -28,7 +30,10 @@ type Health struct {
 // Health reports on the link to the store.
 func (c *Cluster) Health() Health {
 	c.mu.Lock()
-	h := Health{Store: c.store.String(), Contact: c.contact, Err: cmp.Or(c.lastErr, c.regErr)}
+	h := Health{Store: c.store.String(), Contact: c.contact, Err: cmp.Or(c.lastErr, c.regErr), Answered: !c.contact.IsZero()}
+	if !h.Answered {
+		h.Contact = c.cfg.Cache.AsOf()
+	}
 	due := map[carrick.NetworkID]map[carrick.EndpointID]carrick.Endpoint{}
 	for id, n := range c.nets {
 		if n.pub.wanted == n.pub.done {

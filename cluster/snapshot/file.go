@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/carrick-net/carrick"
 )
@@ -21,6 +22,7 @@ type file struct {
 	live  int64 // bytes of the frames in index
 	tried int64 // size at the last failed attempt to write it anew
 	index map[carrick.NetworkID]map[carrick.HostID]place
+	asOf  time.Time // the file's when it was opened; zero: see never
 }
 
 // place is where a frame is.
@@ -72,6 +74,9 @@ func (c *file) scan(log *slog.Logger) error {
 		}
 		c.size = int64(len(magic))
 		return nil
+	}
+	if t := info.ModTime(); t.After(never()) {
+		c.asOf = t
 	}
 	r := bufio.NewReader(c.f)
 	head := make([]byte, len(magic))

@@ -58,8 +58,11 @@ type Cache struct {
 	file *file // nil: there is none; guarded by io
 	sick bool  // the last write failed and was told; guarded by io
 
+	asOf time.Time // see AsOf
+
 	mu      sync.Mutex
-	pending batch // what the file does not have yet; guarded by mu
+	pending batch     // what the file does not have yet; guarded by mu
+	heard   time.Time // see Heard; guarded by mu
 }
 
 // batch is a set of changes: whole networks to forget, and then records to set,
@@ -91,6 +94,8 @@ func Open(dir string, log *slog.Logger) *Cache {
 		return c
 	}
 	c.file = f
+	c.asOf, c.heard = f.asOf, f.asOf
+	c.stamp()
 	return c
 }
 
@@ -168,17 +173,24 @@ func (c *Cache) change(fn func(batch)) {
 	}
 }
 
-// Run writes changes, those of a second together, until ctx ends, and then what
-// is left.
+// Run writes changes, those of a second together, and now and then the time, until
+// ctx ends, and then what is left.
 func (c *Cache) Run(ctx context.Context) error {
 	if c == nil {
 		return nil
 	}
 	defer c.Flush()
+	tick := time.NewTicker(heardEvery)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-tick.C:
+			c.io.Lock()
+			c.stamp()
+			c.io.Unlock()
+			continue
 		case <-c.kick:
 		}
 		wait := time.NewTimer(lazy)
@@ -200,6 +212,7 @@ func (c *Cache) Flush() {
 	}
 	c.io.Lock()
 	defer c.io.Unlock()
+	defer c.stamp()
 	c.mu.Lock()
 	todo := c.pending
 	c.pending = newBatch()

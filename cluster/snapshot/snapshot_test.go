@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster/snapshot"
@@ -324,5 +325,46 @@ func TestRandomHistories(t *testing.T) {
 	}
 	if log.Len() > 0 {
 		t.Error(log)
+	}
+}
+
+// How old the cache is outlives the agent, whatever is written while nobody is
+// heard; a cache that is new, or was damaged, has no age.
+func TestAge(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	c, _ := opened(t, dir)
+	if got := c.AsOf(); !got.IsZero() {
+		t.Errorf("a new cache is of %s", got)
+	}
+	c.Put(net1, h1, rec(1, 1))
+	closed(t, c)
+	c, _ = opened(t, dir)
+	if got := c.AsOf(); !got.IsZero() {
+		t.Errorf("nobody was heard, and the cache is of %s", got)
+	}
+	heard := time.Now().Add(-time.Hour).Truncate(time.Microsecond)
+	c.Heard(heard)
+	c.Heard(heard.Add(-time.Minute)) // told late
+	c.Flush()
+	for range 2 {
+		again, _ := opened(t, dir) // as after a kill
+		if got := again.AsOf(); !got.Equal(heard) {
+			t.Errorf("the cache is of %s, want %s", got, heard)
+		}
+		again.Drop(net1) // a network is removed, and nobody is heard
+		closed(t, again)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "cache.db"), []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, _ = opened(t, dir)
+	if got := c.AsOf(); !got.IsZero() {
+		t.Errorf("nothing is known, as of %s", got)
+	}
+	var none *snapshot.Cache
+	none.Heard(heard)
+	if !none.AsOf().IsZero() {
+		t.Error("no cache has an age")
 	}
 }

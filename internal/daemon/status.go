@@ -65,7 +65,7 @@ func (s *source) endpointsHere() (n int) {
 
 func (s *source) storeLink() status.Link {
 	h := s.cluster.Health()
-	l := status.Link{URL: h.Store, OK: h.Err == nil && !h.Contact.IsZero(), Contact: h.Contact}
+	l := status.Link{URL: h.Store, OK: h.Err == nil && h.Answered, Contact: h.Contact}
 	if h.Err != nil {
 		l.Error = h.Err.Error()
 	} else if !l.OK {
