@@ -81,3 +81,20 @@ func TestCompareContainers(t *testing.T) {
 		}
 	}
 }
+
+// A crash is found in a log whatever is around it.
+func TestBugInLog(t *testing.T) {
+	t.Parallel()
+	for log, want := range map[string]string{
+		"":                                    "",
+		"a\nb: panic: is a word\n":            "",
+		"a\npanic: nil\ngoroutine 1:\n":       "panic: nil\ngoroutine 1:",
+		"a\nfatal error: all asleep":          "fatal error: all asleep",
+		"==\nWARNING: DATA RACE\nRead at 0\n": "WARNING: DATA RACE\nRead at 0",
+		"\npanic: x" + strings.Repeat("\n", 99) + "y": "panic: x" + strings.Repeat("\n", 39),
+	} {
+		if got := bug(log); got != want {
+			t.Errorf("in %q: %q, want %q", log, got, want)
+		}
+	}
+}

@@ -205,6 +205,45 @@ func (l *Lab) anyConsul() (*Consul, error) {
 	return nil, errors.New("no Consul server is running")
 }
 
+// Leader returns the server that leads the others.
+func (l *Lab) Leader(ctx context.Context) (*Consul, error) {
+	asked, err := l.anyConsul()
+	if err != nil {
+		return nil, err
+	}
+	b, err := asked.call(ctx, http.MethodGet, "/v1/status/leader", nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range l.consuls {
+		if strings.Contains(string(b), c.addr.String()+":") && c.Running() {
+			return c, nil
+		}
+	}
+	return nil, fmt.Errorf("%s says that the leader is %s", asked.name, b)
+}
+
+// Redundant returns nil if the servers would survive the loss of any one of them:
+// one that has just come back gets its vote after a while.
+func (l *Lab) Redundant(ctx context.Context) error {
+	asked, err := l.anyConsul()
+	if err != nil {
+		return err
+	}
+	b, err := asked.call(ctx, http.MethodGet, "/v1/operator/autopilot/health", nil)
+	if err != nil {
+		return err
+	}
+	var health struct{ FailureTolerance int }
+	if err := json.Unmarshal(b, &health); err != nil {
+		return fmt.Errorf("read the servers' health: %w", err)
+	}
+	if health.FailureTolerance < 1 {
+		return fmt.Errorf("the servers are not ready to lose one: %s", b)
+	}
+	return nil
+}
+
 // StoreKeys lists every key in Consul, sorted.
 func (l *Lab) StoreKeys(ctx context.Context) ([]string, error) {
 	c, err := l.anyConsul()

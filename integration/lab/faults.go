@@ -92,6 +92,17 @@ func (l *Lab) CutFromConsul(ctx context.Context, h *Host) error {
 	return l.underlay.addFaults(ctx, rules...)
 }
 
+// CutServer separates a Consul server from the other servers and from nobody else.
+func (l *Lab) CutServer(ctx context.Context, c *Consul) error {
+	var rules []string
+	for _, o := range l.consuls {
+		if o != c {
+			rules = append(rules, dropBothWays(c.name, o.name)...)
+		}
+	}
+	return l.underlay.addFaults(ctx, rules...)
+}
+
 // CutFromHosts separates a host from every other host and from nobody else.
 func (l *Lab) CutFromHosts(ctx context.Context, h *Host) error {
 	var rules []string

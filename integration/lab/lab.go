@@ -300,8 +300,21 @@ func isChatter(line string) bool {
 		strings.Contains(line, "cleanup warnings") || strings.Contains(line, "after shim disconnected")
 }
 
+// bug returns the beginning of what the Go runtime says in a log of a bug of the
+// program, "" if it says nothing.
+func bug(log string) string {
+	for _, mark := range []string{"WARNING: DATA RACE", "\npanic: ", "\nfatal error: "} {
+		if i := strings.Index(log, mark); i >= 0 {
+			lines := strings.SplitN(strings.TrimSpace(log[i:]), "\n", 41)
+			return strings.Join(lines[:min(40, len(lines))], "\n")
+		}
+	}
+	return ""
+}
+
 // LogOnFailure prints, if the test has failed when it ends, the ends of the logs
-// written since now.
+// written since now. An agent that has crashed since, or whose race detector has
+// found something (CARRICK_RACE), fails the test.
 func (l *Lab) LogOnFailure(t testing.TB) {
 	t.Helper()
 	from := make(map[*daemon]int64)
@@ -309,6 +322,11 @@ func (l *Lab) LogOnFailure(t testing.TB) {
 		from[d] = d.logSize()
 	}
 	t.Cleanup(func() {
+		for _, h := range l.hosts {
+			if text := bug(h.agent.log(from[h.agent])); text != "" {
+				t.Errorf("%s's agent:\n%s", h.name, text)
+			}
+		}
 		if !t.Failed() {
 			return
 		}

@@ -1,4 +1,4 @@
-// Package soak churns simulated hosts at random, with containers, networks,
+// Package soak lets simulated hosts live at random, with containers, networks,
 // crashes, cuts and hands in the kernel, and checks now and then that everything
 // converges, and at the end that nothing is left.
 //

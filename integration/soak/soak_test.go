@@ -1,85 +1,45 @@
 package soak
 
-import (
-	"fmt"
-	"math/rand/v2"
-	"os"
-	"strconv"
-	"testing"
-	"time"
-
-	"github.com/carrick-net/carrick/integration/lab"
-)
-
-// calm bounds every wait for the hosts to converge. It is generous: the hosts
-// share the machine's processors.
-const calm = time.Minute
-
-// shortRun is how many steps a run without CARRICK_SOAK takes, and between how
-// many of them everything is checked.
-const (
-	shortRun   = 45
-	checkEvery = 15
-)
+import "testing"
 
 // TestChurn is an afternoon of a careless operator, an unlucky rack and somebody
 // who likes to try commands of iproute2.
 func TestChurn(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("CARRICK_SEED"); s != "" {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatalf("CARRICK_SEED: %v", err)
-		}
-		seed = n
-	}
-	var limit time.Duration
-	if s := os.Getenv("CARRICK_SOAK"); s != "" {
-		d, err := time.ParseDuration(s)
-		if err != nil {
-			t.Fatalf("CARRICK_SOAK: %v", err)
-		}
-		limit = d
-	}
-	t.Logf("CARRICK_SEED=%d", seed)
+	t.Parallel()
+	w := newWorld(t)
+	w.live(t, []action{
+		{8, w.run}, {4, w.remove}, {4, w.restart}, {2, w.calmNetwork}, {1, w.calmRemoval},
+		{2, w.killAgent}, {1, w.stopAgent}, {5, w.damage}, {1, w.split}, {1, w.isolate},
+	}, 45, 15)
+}
 
-	l := lab.New(t, lab.Options{Agents: true})
-	w := &world{Lab: l, rand: rand.New(rand.NewPCG(seed, seed)), nets: map[string]string{}, boxes: map[string]*box{}, offStore: map[*lab.Host]bool{}}
-	w.warmUp(t)
-	before := l.MustInventory(t)
-
-	w.addNetwork(t)
-	for range 4 {
-		w.run(t)
+// calmNetwork makes a network that every host has.
+func (w *world) calmNetwork(t *testing.T) {
+	if len(w.nets) < maxNets {
+		w.repair(t)
+		w.check(t)
+		w.addNetwork(t)
 	}
-	began := time.Now()
-	for step := 1; ; step++ {
-		w.step(t)
-		if t.Failed() {
-			t.Fatalf("at step %d, %s", step, w.last)
-		}
-		if step%checkEvery == 0 {
-			w.repair(t)
-			w.check(t)
-			if t.Failed() {
-				t.Fatalf("after step %d", step)
-			}
-			t.Logf("%s: %d steps, %d networks and %d containers are fine", time.Since(began).Round(time.Second), step, len(w.nets), len(w.boxes))
-			if limit == 0 && step >= shortRun || limit > 0 && time.Since(began) > limit {
-				break
-			}
-		}
-	}
+}
 
-	w.clear(t)
-	lab.Eventually(t, calm, "the hosts and the store to be as they were in the beginning", func() error {
-		after, err := l.Inventory(t.Context())
-		if err != nil {
-			return err
-		}
-		if diff := before.Diff(after); diff != "" {
-			return fmt.Errorf("difference:\n%s", diff)
-		}
-		return nil
-	})
+// calmRemoval removes a network that every host can tell the store about.
+func (w *world) calmRemoval(t *testing.T) {
+	w.repair(t)
+	w.removeNetwork(t)
+}
+
+// TestRandomHistory is everything that may happen to addresses, in any order, on
+// real engines with a real store: people at all hosts, agents and engines that
+// die, hosts that are cut off from the store, from each other and from both, a
+// store that stops, forgets or remembers old times. At no moment is an address held twice, and
+// no start fails that has what it needs. In quiet moments everything is as it
+// should be.
+func TestRandomHistory(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.live(t, []action{
+		{7, w.run}, {5, w.runFixed}, {2, w.crowd}, {3, w.stop}, {4, w.start}, {3, w.restart}, {4, w.remove},
+		{3, w.connect}, {3, w.addNetwork}, {2, w.joinLate}, {2, w.leave}, {1, w.removeNetwork},
+		{3, w.killAgent}, {1, w.restartEngine}, {5, w.isolate}, {2, w.heal}, {3, w.toggleStore}, {1, w.loseStore}, {1, w.restoreStore},
+	}, 120, 20)
 }

@@ -2,67 +2,161 @@ package soak
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/carrick-net/carrick/integration/lab"
+)
+
+// calm bounds every wait for the hosts to converge. It is generous: the hosts
+// share the machine's processors.
+const calm = 2 * time.Minute
+
+// Enough to meet each other, few enough to check all pairs.
+const (
+	maxNets  = 3
+	maxBoxes = 12
 )
 
 // world is the lab and what should be in it.
 type world struct {
 	*lab.Lab
 	rand  *rand.Rand
-	nets  map[string]string // name to subnet; each is on every host
-	boxes map[string]*box   // by name
-	// offStore has the hosts that are cut from the store.
-	offStore map[*lab.Host]bool
-	count    int    // of names given, so that none is given twice
-	last     string // what the last step did
+	nets  map[string]*network // by name
+	boxes map[string]*box     // by name
+	count int                 // of names given, so that none is given twice
+	last  string              // what the last step did
+
+	// cut says what a host was separated from since the last repair, and storeOff
+	// that the store was stopped. disturbed is set by every fault, until a repair.
+	cut       map[*lab.Host]from
+	storeOff  bool
+	disturbed bool
+	backup    []byte // of the store, at the last quiet moment
 }
 
-// box is a container that should run.
+// from is what a host is separated from.
+type from struct{ store, hosts bool }
+
+// network is a network of the cluster and the hosts that have it.
+type network struct {
+	name, subnet string
+	// tiny networks have less addresses than everybody would like, so that hosts
+	// borrow, and containers may find none.
+	tiny bool
+	on   map[*lab.Host]bool
+}
+
+// box is a container.
 type box struct {
-	name, net string
-	host      *lab.Host
-	addr      string
+	name    string
+	host    *lab.Host
+	nets    []string // the first is the one it was made in
+	fixed   string   // --ip, in the first
+	guest   bool     // its --ip may lie in another host's block
+	returns bool     // --restart always, so that it runs whenever its engine has started
+	runs    bool
+	since   time.Time         // of the last change of runs
+	addrs   map[string]string // by network, while it runs; filled by check
 }
 
-// Enough to meet each other, few enough to check all pairs.
-const (
-	maxNets  = 3
-	maxBoxes = 9
-)
-
-// step does one random thing. What the faults of the moment make fail is no
-// failure of the test; what is wrong is found by check.
-func (w *world) step(t *testing.T) {
+// newWorld starts a lab. Its choices follow from the seed, which is printed.
+func newWorld(t *testing.T) *world {
 	t.Helper()
-	type action struct {
-		weight int
-		do     func(*testing.T)
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("CARRICK_SEED"); s != "" {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatalf("CARRICK_SEED: %v", err)
+		}
+		seed = n
 	}
-	actions := []action{
-		{8, w.run}, {4, w.remove}, {4, w.restart}, {2, w.addNetwork}, {1, w.removeNetwork},
-		{2, w.killAgent}, {1, w.stopAgent}, {5, w.damage}, {1, w.split}, {1, w.cutStore},
+	t.Logf("CARRICK_SEED=%d", seed)
+	w := &world{
+		Lab: lab.New(t, lab.Options{Agents: true}), rand: rand.New(rand.NewPCG(seed, seed)),
+		nets: map[string]*network{}, boxes: map[string]*box{}, cut: map[*lab.Host]from{},
+	}
+	w.warmUp(t)
+	return w
+}
+
+// action is a kind of step and how often it comes, relative to the others.
+type action struct {
+	weight int
+	do     func(*testing.T)
+}
+
+// live takes random steps, and has everything repaired and checked between every
+// checkEvery of them: steps of them, or for as long as CARRICK_SOAK says. What the
+// faults of the moment make fail is no failure of the test.
+func (w *world) live(t *testing.T, actions []action, steps, checkEvery int) {
+	t.Helper()
+	var limit time.Duration
+	if s := os.Getenv("CARRICK_SOAK"); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			t.Fatalf("CARRICK_SOAK: %v", err)
+		}
+		limit = d
+	}
+	before := w.MustInventory(t)
+	w.addNetwork(t)
+	for range 4 {
+		w.run(t)
 	}
 	total := 0
 	for _, a := range actions {
 		total += a.weight
 	}
-	n := w.rand.IntN(total)
-	for _, a := range actions {
-		if n -= a.weight; n < 0 {
-			a.do(t)
-			return
+	began := time.Now()
+	for step := 1; ; step++ {
+		n := w.rand.IntN(total)
+		for _, a := range actions {
+			if n -= a.weight; n < 0 {
+				a.do(t)
+				break
+			}
+		}
+		// An agent that cannot ask the store takes seconds to give up.
+		if step%4 == 0 || !slices.ContainsFunc(w.Hosts(), func(h *lab.Host) bool { return w.cut[h].store }) {
+			w.neverTwice(t)
+		}
+		if t.Failed() {
+			t.Fatalf("at step %d, %s", step, w.last)
+		}
+		if step%checkEvery == 0 {
+			w.repair(t)
+			w.check(t)
+			if t.Failed() {
+				t.Fatalf("after step %d", step)
+			}
+			t.Logf("%s: %d steps, %d networks and %d containers are fine", time.Since(began).Round(time.Second), step, len(w.nets), len(w.boxes))
+			if limit == 0 && step >= steps || limit > 0 && time.Since(began) > limit {
+				break
+			}
 		}
 	}
+	w.clear(t)
+	lab.Eventually(t, calm, "the hosts and the store to be as they were in the beginning", func() error {
+		after, err := w.Inventory(t.Context())
+		if err != nil {
+			return err
+		}
+		if diff := before.Diff(after); diff != "" {
+			return fmt.Errorf("difference:\n%s", diff)
+		}
+		return nil
+	})
+	w.Check(t)
 }
 
 func (w *world) say(t *testing.T, format string, args ...any) {
@@ -71,73 +165,22 @@ func (w *world) say(t *testing.T, format string, args ...any) {
 	t.Log(w.last)
 }
 
-// pick returns a random element of a map, by sorted key; ok is false if it is
-// empty.
-func pick[V any](r *rand.Rand, m map[string]V) (key string, v V, ok bool) {
-	if len(m) == 0 {
-		return "", v, false
+// pick returns a random element of a map, by sorted key, of those for which want
+// is true; ok is false if there is none.
+func pick[V any](r *rand.Rand, m map[string]V, want func(V) bool) (v V, ok bool) {
+	var keys []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		if want == nil || want(m[k]) {
+			keys = append(keys, k)
+		}
 	}
-	keys := slices.Sorted(maps.Keys(m))
-	key = keys[r.IntN(len(keys))]
-	return key, m[key], true
+	if len(keys) == 0 {
+		return v, false
+	}
+	return m[keys[r.IntN(len(keys))]], true
 }
 
 func (w *world) host() *lab.Host { return w.Hosts()[w.rand.IntN(len(w.Hosts()))] }
-
-// run starts a container.
-func (w *world) run(t *testing.T) {
-	net, _, ok := pick(w.rand, w.nets)
-	if !ok || len(w.boxes) >= maxBoxes {
-		return
-	}
-	w.count++
-	b := &box{name: fmt.Sprintf("box%d", w.count), net: net, host: w.host()}
-	w.say(t, "run %s on %s in %s", b.name, b.host.Name(), net)
-	if !b.host.AgentRunning() {
-		return // the engine would try for 15 s, and fail as it should
-	}
-	if _, err := b.host.Docker(t.Context(), "run", "-d", "--name", b.name, "--hostname", b.name, "--network", net, lab.Image); err != nil {
-		// With the store away a host can run out of addresses it owns.
-		t.Logf("which failed: %v", err)
-		if _, err := b.host.Docker(t.Context(), "rm", "-f", b.name); err != nil {
-			t.Error(err)
-		}
-		return
-	}
-	w.boxes[b.name] = b
-}
-
-func (w *world) remove(t *testing.T) {
-	_, b, ok := pick(w.rand, w.boxes)
-	if !ok {
-		return
-	}
-	w.say(t, "remove %s from %s", b.name, b.host.Name())
-	w.needAgent(t, b.host)
-	b.host.MustDocker(t, "rm", "-f", b.name)
-	delete(w.boxes, b.name)
-}
-
-func (w *world) restart(t *testing.T) {
-	_, b, ok := pick(w.rand, w.boxes)
-	if !ok {
-		return
-	}
-	w.say(t, "restart %s on %s", b.name, b.host.Name())
-	w.needAgent(t, b.host)
-	_, err := b.host.Docker(t.Context(), "restart", "-t", "1", b.name)
-	switch {
-	case err == nil:
-	case w.offStore[b.host]:
-		// A start is published before it succeeds, so in this version it needs the
-		// store. What has failed to start is of no use to the checks.
-		t.Logf("which failed without the store: %v", err)
-		b.host.MustDocker(t, "rm", "-f", b.name)
-		delete(w.boxes, b.name)
-	default:
-		t.Fatal(err)
-	}
-}
 
 // needAgent starts a host's agent. Without one an engine tries each call for 15 s,
 // which the scenarios look at; here it would only use up the time.
@@ -151,117 +194,6 @@ func (w *world) needAgent(t *testing.T, h *lab.Host) {
 	}
 }
 
-func (w *world) addNetwork(t *testing.T) {
-	if len(w.nets) >= maxNets {
-		return
-	}
-	w.repair(t) // a new network is the cluster's business
-	w.count++
-	name, subnet := fmt.Sprintf("net%d", w.count), fmt.Sprintf("10.%d.%d.0/24", 60+w.count/256%128, w.count%256)
-	w.say(t, "make network %s of %s", name, subnet)
-	for _, h := range w.Hosts() {
-		h.MustDocker(t, "network", "create", "-d", "carrick", "--ipam-driver", "carrick", "--subnet", subnet, name)
-	}
-	w.nets[name] = subnet
-}
-
-func (w *world) removeNetwork(t *testing.T) {
-	name, _, ok := pick(w.rand, w.nets)
-	if !ok {
-		return
-	}
-	w.repair(t)
-	w.say(t, "remove network %s with all that is in it", name)
-	w.drop(t, name)
-}
-
-// drop removes a network and its containers everywhere.
-func (w *world) drop(t *testing.T, name string) {
-	t.Helper()
-	for _, b := range w.boxes {
-		if b.net == name {
-			b.host.MustDocker(t, "rm", "-f", b.name)
-			delete(w.boxes, b.name)
-		}
-	}
-	for _, h := range w.Hosts() {
-		h.MustDocker(t, "network", "rm", name)
-	}
-	delete(w.nets, name)
-}
-
-func (w *world) killAgent(t *testing.T) {
-	h := w.host()
-	if !h.AgentRunning() {
-		return
-	}
-	w.say(t, "kill -9 the agent of %s", h.Name())
-	if err := h.KillAgent(t.Context()); err != nil {
-		t.Error(err)
-	}
-	w.needAgent(t, h)
-}
-
-func (w *world) stopAgent(t *testing.T) {
-	h := w.host()
-	if !h.AgentRunning() {
-		return
-	}
-	w.say(t, "stop the agent of %s and leave it", h.Name())
-	if err := h.StopAgent(t.Context()); err != nil {
-		t.Error(err)
-	}
-}
-
-// damage does to a network's namespace what people do.
-func (w *world) damage(t *testing.T) {
-	h := w.host()
-	names, err := h.Namespaces(t.Context())
-	if err != nil {
-		t.Error(err)
-		return
-	}
-	names = slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, "carrick-") })
-	if len(names) == 0 {
-		return
-	}
-	ns := names[w.rand.IntN(len(names))]
-	harm := [][]string{
-		{"ip", "-n", ns, "link", "set", "vxlan0", "down"},
-		{"ip", "-n", ns, "link", "set", "br0", "down"},
-		{"ip", "-n", ns, "link", "del", "vxlan0"},
-		{"ip", "-n", ns, "link", "set", "vxlan0", "nomaster"},
-		{"ip", "-n", ns, "neigh", "flush", "dev", "vxlan0", "nud", "permanent"},
-		{"ip", "-n", ns, "link", "set", "vxlan0", "mtu", "1280"},
-		{"bridge", "-n", ns, "fdb", "add", "02:00:00:00:00:99", "dev", "vxlan0", "dst", "172.31.0.99", "self", "permanent"},
-		{"ip", "-n", ns, "neigh", "replace", "10.60.0.99", "lladdr", "02:00:00:00:00:99", "dev", "vxlan0", "nud", "permanent"},
-		{"bridge", "-n", ns, "link", "set", "dev", "vxlan0", "learning", "on"},
-	}[w.rand.IntN(9)]
-	w.say(t, "on %s: %s", h.Name(), strings.Join(harm, " "))
-	if _, err := h.Exec(t.Context(), harm...); err != nil {
-		t.Logf("which failed: %v", err) // another hand was there first
-	}
-}
-
-func (w *world) split(t *testing.T) {
-	hosts := w.Hosts()
-	i := w.rand.IntN(len(hosts))
-	a, b := hosts[i], hosts[(i+1)%len(hosts)]
-	w.say(t, "cut %s from %s", a.Name(), b.Name())
-	if err := w.Split(t.Context(), a, b); err != nil {
-		t.Error(err)
-	}
-}
-
-func (w *world) cutStore(t *testing.T) {
-	h := w.host()
-	w.say(t, "cut %s from the store", h.Name())
-	w.offStore[h] = true
-	if err := w.CutFromConsul(t.Context(), h); err != nil {
-		t.Error(err)
-	}
-}
-
 // repair ends all faults of the lab. What was done to the kernel it leaves to the
 // agents.
 func (w *world) repair(t *testing.T) {
@@ -269,7 +201,13 @@ func (w *world) repair(t *testing.T) {
 	if err := w.Clear(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	clear(w.offStore)
+	if w.storeOff {
+		if err := w.Consul(1).Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	clear(w.cut)
+	w.storeOff = false
 	for _, h := range w.Hosts() {
 		w.needAgent(t, h)
 	}
@@ -285,22 +223,19 @@ func (w *world) check(t *testing.T) {
 			return err
 		})
 	}
-	owner := map[string]string{} // network and address to container
-	for _, b := range w.boxes {
-		addr, err := addressOf(ctx, b)
-		if err != nil {
+	w.Check(t)
+	for _, name := range slices.Sorted(maps.Keys(w.boxes)) {
+		b := w.boxes[name]
+		if err := w.look(ctx, b); err != nil {
 			t.Fatal(err)
 		}
-		b.addr = addr
-		if other, taken := owner[b.net+" "+addr]; taken {
-			t.Errorf("%s and %s both have %s in %s", other, b.name, addr, b.net)
-		}
-		owner[b.net+" "+addr] = b.name
 	}
 	var all sync.WaitGroup
 	errs := make(chan error, len(w.boxes))
 	for _, b := range w.boxes {
-		all.Go(func() { errs <- w.reachesAll(ctx, b) })
+		if b.runs {
+			all.Go(func() { errs <- w.reachesAll(ctx, b) })
+		}
 	}
 	all.Wait()
 	close(errs)
@@ -309,37 +244,64 @@ func (w *world) check(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	w.disturbed = false
+	var err error
+	if w.backup, err = w.StoreSave(ctx); err != nil {
+		t.Error(err)
+	}
 }
 
-// addressOf asks the engine for a container's address.
-func addressOf(ctx context.Context, b *box) (string, error) {
-	out, err := b.host.Docker(ctx, "inspect", "--format", "{{json .NetworkSettings.Networks}}", b.name)
+// neverTwice fails the test if an address is held twice, which may not be at any
+// moment.
+func (w *world) neverTwice(t *testing.T) {
+	t.Helper()
+	twice, err := w.HeldTwice(t.Context())
+	if err != nil || len(twice) > 0 {
+		t.Errorf("held twice: %s (%v)", strings.Join(twice, "\n"), err)
+	}
+}
+
+// look asks the engine whether a box runs, as it should or should not, and where.
+func (w *world) look(ctx context.Context, b *box) error {
+	out, err := b.host.Docker(ctx, "inspect", "--format", "{{.State.Running}}{{range $n, $e := .NetworkSettings.Networks}} {{$n}}={{$e.IPAddress}}{{end}}", b.name)
 	if err != nil {
-		return "", err
+		return err
 	}
-	var nets map[string]struct{ IPAddress string }
-	if err := json.Unmarshal([]byte(out), &nets); err != nil {
-		return "", fmt.Errorf("%s: %w", b.name, err)
+	words := strings.Fields(out)
+	if words[0] != strconv.FormatBool(b.runs) {
+		return fmt.Errorf("%s on %s runs: %s, should be %v", b.name, b.host.Name(), words[0], b.runs)
 	}
-	if nets[b.net].IPAddress == "" {
-		return "", fmt.Errorf("%s on %s has no address in %s: %s", b.name, b.host.Name(), b.net, out)
+	b.addrs = map[string]string{}
+	for _, word := range words[1:] {
+		net, addr, _ := strings.Cut(word, "=")
+		b.addrs[net] = addr
 	}
-	return nets[b.net].IPAddress, nil
+	for _, n := range b.nets {
+		if b.runs && b.addrs[n] == "" {
+			return fmt.Errorf("%s on %s has no address in %s: %s", b.name, b.host.Name(), n, out)
+		}
+	}
+	if b.runs && b.fixed != "" && b.addrs[b.nets[0]] != b.fixed {
+		return fmt.Errorf("%s on %s has --ip %s, and %s", b.name, b.host.Name(), b.fixed, b.addrs[b.nets[0]])
+	}
+	return nil
 }
 
-// reachesAll waits until a container gets every other one of its network to tell
-// it its name: the right container at the right address.
+// reachesAll waits until a box gets every other one of its networks to tell it its
+// name: the right container at the right address.
 func (w *world) reachesAll(ctx context.Context, b *box) error {
 	var ask strings.Builder
 	for _, o := range w.boxes {
-		if o.net == b.net && o != b {
-			fmt.Fprintf(&ask, "[ \"$(timeout 3 wget -qO- http://%s/name)\" = %s ] || echo %s of %s at %s;", o.addr, o.name, o.name, o.host.Name(), o.addr)
+		for _, n := range b.nets {
+			if o != b && o.runs && slices.Contains(o.nets, n) {
+				fmt.Fprintf(&ask, "[ \"$(timeout 3 wget -qO- http://%s/name)\" = %s ] || echo %s of %s at %s;", o.addrs[n], o.name, o.name, o.host.Name(), o.addrs[n])
+			}
 		}
 	}
 	if ask.Len() == 0 {
 		return nil
 	}
-	return lab.Wait(ctx, calm, b.name+" on "+b.host.Name()+" to reach all of "+b.net, func() error {
+	return lab.Wait(ctx, calm, b.name+" on "+b.host.Name()+" to reach all of "+strings.Join(b.nets, " and "), func() error {
 		missed, err := b.host.InContainer(ctx, b.name, "sh", "-c", ask.String())
 		if err == nil && missed != "" {
 			err = errors.New("it misses " + strings.TrimSpace(missed))
@@ -364,7 +326,12 @@ func (w *world) warmUp(t *testing.T) {
 func (w *world) clear(t *testing.T) {
 	t.Helper()
 	w.repair(t)
+	for _, name := range slices.Sorted(maps.Keys(w.boxes)) {
+		b := w.boxes[name]
+		b.host.MustDocker(t, "rm", "-f", name)
+		delete(w.boxes, name)
+	}
 	for _, name := range slices.Sorted(maps.Keys(w.nets)) {
-		w.drop(t, name)
+		w.drop(t, w.nets[name])
 	}
 }
