@@ -22,7 +22,7 @@ func (c *Cluster) startRecovery(ctx context.Context, known journal.Epoch, r epoc
 		envelope: envelope{schema}, Inc: string(carrick.NewHostID()), Num: max(known.Num, r.Num, c.number()) + 1,
 		Seq: max(known.Seq, r.Seq), Recovering: time.Now().UTC(),
 	}.next()
-	if err := c.expect(ctx, next.Inc, version); err != nil {
+	if err := c.expect(ctx, next, version); err != nil {
 		return fmt.Errorf("start the recovery: %w", err)
 	}
 	var encErr error
@@ -38,8 +38,10 @@ func (c *Cluster) startRecovery(ctx context.Context, known journal.Epoch, r epoc
 }
 
 // expect adds every host that this one's journal knows to those a recovery waits
-// for, while the epoch is at version.
-func (c *Cluster) expect(ctx context.Context, inc string, version kvstore.Revision) error {
+// for, and every one that the store still knows of from before, while the epoch is
+// at version. A host may have come shortly before the loss, and nobody have heard
+// of it but the store.
+func (c *Cluster) expect(ctx context.Context, r epochRecord, version kvstore.Revision) error {
 	v, err := c.store.List(ctx, kvstore.Under(prefixRecovery))
 	c.heard(err)
 	if err != nil {
@@ -54,7 +56,17 @@ func (c *Cluster) expect(ctx context.Context, inc string, version kvstore.Revisi
 	if err != nil {
 		return err
 	}
+	stored, err := c.store.List(ctx, kvstore.Under(prefixHosts))
+	c.heard(err)
+	if err != nil {
+		return err
+	}
 	known := c.jr.Hosts()
+	for _, e := range stored.Entries {
+		if h, err := decode[hostRecord](e.Key, e.Value); err == nil && h.Num < r.Num {
+			known[h.ID] = h.Host
+		}
+	}
 	for _, e := range gone.Entries {
 		delete(known, carrick.HostID(strings.TrimPrefix(e.Key, prefixRemoved))) // named as gone for good
 	}
@@ -63,7 +75,7 @@ func (c *Cluster) expect(ctx context.Context, inc string, version kvstore.Revisi
 	for id := range known {
 		e, ok := present[id]
 		if ok {
-			if rec, err := decode[recoveryRecord](e.Key, e.Value); err == nil && rec.Inc == inc {
+			if rec, err := decode[recoveryRecord](e.Key, e.Value); err == nil && rec.Inc == r.Inc {
 				continue
 			}
 		}
@@ -75,7 +87,7 @@ func (c *Cluster) expect(ctx context.Context, inc string, version kvstore.Revisi
 		t := (&kvstore.Txn{}).Version(keyEpoch, version)
 		for _, id := range chunk {
 			t.Version(keyRecovery(id), present[id].Version)
-			put(t, &encErr, keyRecovery(id), &recoveryRecord{envelope: envelope{schema}, Inc: inc})
+			put(t, &encErr, keyRecovery(id), &recoveryRecord{envelope: envelope{schema}, Inc: r.Inc})
 		}
 		if encErr != nil {
 			return encErr
@@ -114,7 +126,7 @@ func (c *Cluster) takePart(ctx context.Context, r epochRecord) error {
 	case now.Inc != r.Inc || now.Recovering.IsZero():
 		return fmt.Errorf("recovery %d: another state of the store now", r.Num)
 	}
-	if err := c.expect(ctx, r.Inc, version); err != nil {
+	if err := c.expect(ctx, r, version); err != nil {
 		return fmt.Errorf("recovery %d: name the hosts: %w", r.Num, err)
 	}
 	if err := c.register(ctx); err != nil {
