@@ -145,6 +145,9 @@ type Cluster struct {
 	// host's own books about what it lent are compared with the store. It comes
 	// before mu, and can be waited for like creating.
 	answering *semaphore.Weighted
+	// membership is held by who takes over which hosts there are, or were removed:
+	// from what it hears until the journal has it. It comes before mu.
+	membership *semaphore.Weighted
 }
 
 // creators is more than there can ever be at once.
@@ -192,6 +195,7 @@ func New(cfg Config) *Cluster {
 		pending:       map[idleBlock]int{},
 		creating:      semaphore.NewWeighted(creators),
 		answering:     semaphore.NewWeighted(1),
+		membership:    semaphore.NewWeighted(1),
 		suspicion:     make(chan struct{}, 1),
 		settleAgain:   make(chan struct{}, 1),
 		announceAgain: make(chan struct{}, 1),

@@ -187,3 +187,25 @@ func TestRestoredBackupOfTheSameEpoch(t *testing.T) {
 		}
 	})
 }
+
+// A host that is removed and back at once is known to all again: the next recovery
+// waits for it.
+func TestRemovedAndBackAtOnceIsRemembered(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		hs, _ := trio(t, s, "10.42.0.0/24")
+		pass(time.Second)
+		for n := range 25 {
+			if _, err := hs[0].Cluster.RemoveHost(t.Context(), "h3", true); err != nil {
+				t.Fatal(err)
+			}
+			pass(time.Second)
+			for _, h := range hs[:2] {
+				if _, known := h.Cluster.Journal().Hosts()[hs[2].Cluster.Self()]; !known {
+					t.Fatalf("after %d removals %s does not remember h3, which is back", n+1, h.Name)
+				}
+			}
+		}
+	})
+}

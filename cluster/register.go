@@ -237,6 +237,10 @@ func (c *Cluster) refuseTwin(ctx context.Context, old hostRecord) error {
 // by a newer agent, and is no reason to cut off that host's containers.
 func (c *Cluster) watchHosts(ctx context.Context) error {
 	return c.watch(ctx, kvstore.Under(prefixHosts), func(v kvstore.View) error {
+		if err := c.membership.Acquire(ctx, 1); err != nil {
+			return err
+		}
+		defer c.membership.Release(1)
 		hosts := map[carrick.HostID]carrick.Host{}
 		graces := map[carrick.HostID]time.Duration{}
 		for _, e := range v.Entries {

@@ -332,6 +332,10 @@ func (c *Cluster) watchRemoved(ctx context.Context) error {
 	wake := make(chan struct{}, 1)
 	c.spawn(func() error {
 		return c.watchUnder(ctx, prefixRemoved, func(v kvstore.View) error {
+			if err := c.membership.Acquire(ctx, 1); err != nil {
+				return err
+			}
+			defer c.membership.Release(1)
 			removed := map[carrick.HostID]removedRecord{}
 			for _, e := range v.Entries {
 				if r, err := decode[removedRecord](e.Key, e.Value); err == nil {
