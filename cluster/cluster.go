@@ -90,6 +90,7 @@ type Cluster struct {
 	log   *slog.Logger
 
 	ready     chan struct{} // closed once registered
+	refused   chan struct{} // closed once an attempt to register has failed
 	hostsRead chan struct{} // closed once hostsOK
 
 	// creating is held for reading from a create's commit in the store until it is
@@ -180,6 +181,7 @@ func New(cfg Config) *Cluster {
 		jr:        cfg.Journal,
 		log:       cfg.Log,
 		ready:     make(chan struct{}),
+		refused:   make(chan struct{}),
 		hostsRead: make(chan struct{}),
 		nets:      map[carrick.NetworkID]*netState{},
 		hosts:     cfg.Journal.Hosts(),
@@ -298,20 +300,30 @@ func (c *Cluster) onceReady(ctx context.Context, task func(context.Context) erro
 	}
 }
 
-// WaitReady waits for the registration. If ctx ends first the error is
-// [ErrNotReady] with the reason.
+// WaitReady waits for the registration; once that has failed, no longer than until
+// it has been tried again. If ctx or that ends first the error is [ErrNotReady]
+// with the reason.
 func (c *Cluster) WaitReady(ctx context.Context) error {
 	select {
 	case <-c.ready:
 		return nil
 	case <-ctx.Done():
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if err := cmp.Or(c.regErr, c.lastErr); err != nil {
-			return fmt.Errorf("%w: %w", ErrNotReady, err)
+	case <-c.refused:
+		again := time.NewTimer(registerEvery)
+		defer again.Stop()
+		select {
+		case <-c.ready:
+			return nil
+		case <-ctx.Done():
+		case <-again.C:
 		}
-		return fmt.Errorf("%w: store %s has not answered yet", ErrNotReady, c.store)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := cmp.Or(c.regErr, c.lastErr); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotReady, err)
+	}
+	return fmt.Errorf("%w: store %s has not answered yet", ErrNotReady, c.store)
 }
 
 // heard records how a call to the store went. A failed condition is an answer.

@@ -2,6 +2,7 @@ package cluster_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster"
 	"github.com/carrick-net/carrick/cluster/snapshot"
 	"github.com/carrick-net/carrick/internal/sim"
 	"github.com/carrick-net/carrick/kvstore/memory"
@@ -132,9 +134,16 @@ func TestRestartDuringTheOutage(t *testing.T) {
 	if h := a.Cluster.Health(); h.Pending != 1 || h.Unpublished != 2 || h.Since.IsZero() || h.Answered || h.Contact.Before(heard) {
 		t.Errorf("health without the store, last heard at %s: %+v", heard, h)
 	}
+	// Whoever waits for the store is told, long before an engine loses patience.
+	ctx, cancel := context.WithTimeout(t.Context(), sim.Patience)
+	defer cancel()
+	if err := a.Cluster.WaitReady(ctx); !errors.Is(err, cluster.ErrNotReady) || !cluster.IsUnavailable(err) || ctx.Err() != nil {
+		t.Errorf("waiting for the store: %v", err)
+	}
 	late := b.MustRun(nb, sim.Run{})
 	b.Stop(cb)
 	a.Store.Heal()
+	sim.Eventually(t, "the store is back", func() bool { return a.Cluster.WaitReady(ctx) == nil })
 	sees(t, b, nb, a, more, named)
 	sees(t, a, na, b, late)
 	settled(t, a)

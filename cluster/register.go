@@ -13,6 +13,9 @@ import (
 	"github.com/carrick-net/carrick/kvstore"
 )
 
+// registerEvery is how often a host that is not registered tries, at least.
+const registerEvery = 2 * time.Second
+
 // registerUntilDone registers this host, waiting for the store as long as it
 // takes. Only an identity conflict ends it with an error.
 func (c *Cluster) registerUntilDone(ctx context.Context) error {
@@ -31,9 +34,10 @@ func (c *Cluster) registerUntilDone(ctx context.Context) error {
 		c.regErr = err
 		c.mu.Unlock()
 		if attempt == 0 {
+			close(c.refused)
 			c.log.Warn("not registered with the store yet, trying on", "store", c.store, "err", err)
 		}
-		if err := backoff(ctx, attempt, 2*time.Second); err != nil {
+		if err := backoff(ctx, attempt, registerEvery); err != nil {
 			return err
 		}
 	}
