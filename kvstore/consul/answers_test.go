@@ -32,6 +32,28 @@ func to(t *testing.T, addrs ...string) *consul.Store {
 	return client(t, consul.Config{Addresses: addrs})
 }
 
+// Servers are not made to compress for each of a thousand hosts.
+func TestNothingIsCompressed(t *testing.T) {
+	t.Parallel()
+	asked := make(chan string, 10)
+	s := to(t, fake(t, func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.Header.Get("Accept-Encoding")
+		w.Header().Set("X-Consul-Index", "5")
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	if _, err := s.List(t.Context(), kvstore.Under("a/")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Get(t.Context(), "a"); !errors.Is(err, kvstore.ErrNotFound) {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if got := <-asked; got != "" && got != "identity" {
+			t.Errorf("asked for %q", got)
+		}
+	}
+}
+
 // An answer that is not Consul's is never taken for a fact.
 func TestAnswers(t *testing.T) {
 	t.Parallel()

@@ -66,6 +66,10 @@ func newTransport(t *tls.Config, conns int, timeout time.Duration) *http.Transpo
 		MaxConnsPerHost:     conns,
 		MaxIdleConnsPerHost: conns,
 		IdleConnTimeout:     90 * time.Second,
+		// Consul compresses for who asks. On its 1.22 that made an answer of 27 MB three
+		// times smaller and nine times as dear, and doubled the price of waking a host
+		// for a change; servers are what many hosts share.
+		DisableCompression: true,
 		// No proxy: a store on this host or network is not behind one.
 	}
 }
