@@ -209,3 +209,23 @@ func TestRemovedAndBackAtOnceIsRemembered(t *testing.T) {
 		}
 	})
 }
+
+// A backup from just before a host registered is as new as every structural
+// change. The host registers again.
+func TestBackupWithoutAHostOfTheSameEpoch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		a := sim.NewHost(t, s, 1)
+		pass(time.Second)
+		backup := s.Snapshot()
+		b := sim.NewHost(t, s, 2)
+		pass(time.Second)
+		s.Restore(backup)
+		pass(3 * time.Minute)
+		hosts, _ := a.Cluster.Hosts()
+		if len(hosts) != 2 || !hosts[0].Alive || !hosts[1].Alive || !strings.Contains(s.Dump(), "v1/host/"+string(b.Cluster.Self())) {
+			t.Errorf("h1 knows %+v, the store has\n%s", hosts, s.Dump())
+		}
+	})
+}

@@ -223,7 +223,7 @@ func (c *Cluster) endRecovery(ctx context.Context, r epochRecord, version kvstor
 		hosts[id] = true
 		if !rec.Done {
 			if id == c.self {
-				return c.setDone(ctx, r, version)
+				return c.takePart(ctx, r) // what it wrote may be as lost as its word that it did
 			}
 			return nil
 		}

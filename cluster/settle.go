@@ -111,6 +111,7 @@ func (c *Cluster) settleOnce(ctx context.Context, whole bool) error {
 	if c.jr.Meta().Fenced {
 		return nil // regain does it
 	}
+	errs = append(errs, c.settleSelf(ctx))
 	for _, n := range c.jr.Networks() {
 		if n.Leaving {
 			errs = append(errs, c.leave(ctx, n.Conf.ID))
@@ -123,6 +124,24 @@ func (c *Cluster) settleOnce(ctx context.Context, whole bool) error {
 		errs = append(errs, c.dropStrangers(ctx))
 	}
 	return errors.Join(errs...)
+}
+
+// settleSelf registers this host again if its record is gone from a store whose
+// epoch says nothing of a loss, and nobody removed it.
+func (c *Cluster) settleSelf(ctx context.Context) error {
+	if _, v, err := get[hostRecord](ctx, c, keyHost(c.self)); err != nil || v != 0 {
+		return err
+	}
+	removed, err := c.isRemoved(ctx)
+	if err != nil {
+		return err
+	}
+	if removed {
+		c.suspect()
+		return nil
+	}
+	c.log.Warn("this host is missing from the store and registers again")
+	return c.register(ctx)
 }
 
 // settleNetwork restores what a crash between store and journal, in either
