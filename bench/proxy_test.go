@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -71,7 +72,7 @@ func (p *proxy) copy(to, from net.Conn) {
 			}
 		}
 		if err != nil {
-			if err != io.EOF {
+			if !errors.Is(err, io.EOF) {
 				_ = from.Close()
 			}
 			return

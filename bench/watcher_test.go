@@ -24,11 +24,16 @@ import (
 // thousand registrations telling each other of themselves.
 type onlooker struct {
 	kvstore.Store
-	head  string
-	reads atomic.Int64
+	head       string
+	alias      string // key of this host's alias, which the store does not have
+	aliasValue string
+	reads      atomic.Int64
 }
 
 func (o *onlooker) Get(ctx context.Context, key string) (kvstore.Entry, error) {
+	if key == o.alias {
+		return kvstore.Entry{Key: key, Value: []byte(o.aliasValue), Version: 1}, nil
+	}
 	if strings.HasPrefix(key, "v1/net/") {
 		o.reads.Add(1)
 	}
@@ -53,7 +58,14 @@ func (o *onlooker) Watch(ctx context.Context, sel kvstore.Selector, since kvstor
 	return kvstore.View{}, ctx.Err()
 }
 
-func (o *onlooker) Txn(context.Context, *kvstore.Txn) (kvstore.Revision, error) { return 1, nil }
+func (o *onlooker) Txn(_ context.Context, t *kvstore.Txn) (kvstore.Revision, error) {
+	for _, op := range t.Ops {
+		if op.Key == "v1/epoch" { // it would take its own word for a change
+			return 0, fmt.Errorf("%s is written: %w", op.Key, kvstore.ErrInvalid)
+		}
+	}
+	return 1, nil
+}
 
 func (o *onlooker) Lease(context.Context, time.Duration) (kvstore.Lease, error) {
 	return lasting{make(chan struct{})}, nil
@@ -125,14 +137,18 @@ func watch(b *testing.B, i int, n carrick.Network, s kvstore.Store, a *await) (*
 		return nil, err
 	}
 	b.Cleanup(func() { _ = jr.Close() })
+	docker, host, net := carrick.DockerNetworkID(endpointID()), jr.Identity().Host, "v1/net/"+string(n.ID)
 	err = jr.Update(func(tx *journal.Tx) error {
-		tx.PutNetwork(journal.Network{Conf: n, Aliases: []journal.Alias{{Docker: carrick.DockerNetworkID(endpointID())}}})
+		tx.PutNetwork(journal.Network{Conf: n, Aliases: []journal.Alias{{Docker: docker}}})
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	w := &watcher{store: &onlooker{Store: s, head: "v1/net/" + string(n.ID) + "/head"}, net: n.ID}
+	w := &watcher{net: n.ID, store: &onlooker{
+		Store: s, head: net + "/head", alias: net + "/alias/" + string(host),
+		aliasValue: fmt.Sprintf(`{"v":1,"host":%q,"aliases":[{"docker":%q}]}`, host, docker),
+	}}
 	w.cluster = cluster.New(cluster.Config{
 		Store: w.store, Journal: jr, Name: fmt.Sprintf("w%d", i), VTEP: netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}),
 		MTU: 1500, Version: "bench", Machine: "machine", Boot: "boot", Log: slog.New(slog.DiscardHandler),
