@@ -5,9 +5,10 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 DOCKER  ?= docker
 export DOCKER VERSION
 
-# For make fuzz and make soak.
+# For make fuzz, make soak and make bench (which tables; all unless given).
 FUZZTIME ?= 20s
 SOAKTIME ?= 30m
+BENCH    ?=
 
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
@@ -49,8 +50,8 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 	@hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
-bench: ## every benchmark
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+bench: ## what many hosts on one store cost, next to other designs (root)
+	@hack/bench.sh $(BENCH)
 
 .PHONY: soak
 soak: ## churn on simulated hosts for SOAKTIME (30m), drift and leaks counted (root)

@@ -22,13 +22,16 @@ func BenchmarkBytes(b *testing.B) {
 	t := newTable("What one endpoint's coming costs",
 		fmt.Sprintf("Bytes: all that passes between a watcher and its server, HTTP included, by a counting proxy. CPU: of all %d servers, without the commit itself and what they use when nothing happens. hosts: followed by %d whole hosts, the head by clients that do nothing but wait for it, the prefix by clients that wait for all hosts' records.", servers, hostsWatching),
 		"watched", "endpoints", "watchers", "changes", "bytes/change and watcher", "CPU ms/change and watcher", "last ms", "reads/change and watcher")
+	inside := newTable("The same inside a host", "Medians of 5. A snapshot is made for every pass over a network that has containers here, the search at each CreateEndpoint.",
+		"endpoints", "snapshot ms", "search for a MAC ms")
 	for range b.N {
 		c := consultest.StartCluster(b, servers, consultest.WithConns(10000))
 		for _, hosts := range []int{10, 1000} {
-			costs(b, c, t, hosts)
+			costs(b, c, t, inside, hosts)
 		}
 	}
 	t.print(b)
+	inside.print(b)
 }
 
 const (
@@ -37,7 +40,7 @@ const (
 )
 
 // costs makes the rows of a network with records of so many hosts.
-func costs(b *testing.B, c *consultest.Cluster, t *table, hosts int) {
+func costs(b *testing.B, c *consultest.Cluster, t, inside *table, hosts int) {
 	b.Helper()
 	prefix := fmt.Sprintf("bytes-%d", hosts)
 	f := newFleet(b, c, prefix, 1)
@@ -80,6 +83,7 @@ func costs(b *testing.B, c *consultest.Cluster, t *table, hosts int) {
 		}
 		return n
 	}})
+	thought(b, inside, run.endpoints, whole[0])
 	run.row("the head", 20, wait(b, 100, kvstore.OneKey(key+"/head"), connect))
 	few, times := 10, 10
 	if hosts >= 1000 {
@@ -87,6 +91,24 @@ func costs(b *testing.B, c *consultest.Cluster, t *table, hosts int) {
 	}
 	run.row("the prefix", times, wait(b, few, kvstore.Under(key+"/host/"), connect))
 	f.end()
+}
+
+// thought measures what a host does with a network that it knows.
+func thought(b *testing.B, t *table, endpoints int, w *watcher) {
+	b.Helper()
+	var views, searches []time.Duration
+	for range 5 {
+		from := time.Now()
+		_, complete, err := w.cluster.View(w.net)
+		if err != nil || !complete {
+			b.Fatalf("no whole view: %v", err)
+		}
+		views = append(views, time.Since(from))
+		from = time.Now()
+		w.cluster.FindEndpoint(w.net, func(e carrick.Endpoint) bool { return e.MAC.IsZero() })
+		searches = append(searches, time.Since(from))
+	}
+	t.add(endpoints, ms(quantile(views, 0.5)), ms(quantile(searches, 0.5)))
 }
 
 // load writes records of hosts that there are not.

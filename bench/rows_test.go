@@ -88,7 +88,7 @@ func (r *rows) take(b []byte, now time.Time) {
 }
 
 func (r *rows) row(b []byte, now time.Time) {
-	family, flags := b[0], b[10]
+	family := b[0]
 	var dst netip.Addr
 	var mac carrick.MAC
 	for a := b[unix.SizeofNdMsg:]; len(a) >= unix.SizeofRtAttr; {
@@ -107,10 +107,10 @@ func (r *rows) row(b []byte, now time.Time) {
 	switch {
 	case family == unix.AF_INET:
 		r.note(dst, neighRow, now)
-	case family == unix.AF_BRIDGE && flags&unix.NTF_MASTER != 0:
-		r.note(mac, bridgeRow, now)
 	case family == unix.AF_BRIDGE && dst.IsValid():
 		r.note(mac, tunnelRow, now)
+	case family == unix.AF_BRIDGE:
+		r.note(mac, bridgeRow, now) // the bridge tells no destination
 	}
 }
 
