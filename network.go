@@ -237,9 +237,10 @@ type Host struct {
 	ID      HostID     `json:"id"`
 	Name    string     `json:"name"`
 	VTEP    netip.Addr `json:"vtep"`
-	MTU     int        `json:"mtu"`     // bytes, of the interface that holds VTEP
-	Version string     `json:"version"` // of the agent
-	Alive   bool       `json:"-"`       // its liveness lease is held
+	MTU     int        `json:"mtu"`            // bytes, of the interface that holds VTEP
+	Version string     `json:"version"`        // of the agent
+	Life    uint64     `json:"life,omitempty"` // counts its returns after it was removed
+	Alive   bool       `json:"-"`              // its liveness lease is held
 }
 
 // Gen stamps one use of an address: the number of the store's incarnation in the

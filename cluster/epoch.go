@@ -341,7 +341,7 @@ func (c *Cluster) look(ctx context.Context) (again bool, err error) {
 		return false, err
 	}
 	if removed {
-		if err := c.fence(ctx); err != nil {
+		if err := c.register(ctx); err != nil { // which cuts it off first
 			return false, err
 		}
 	}

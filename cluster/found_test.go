@@ -229,3 +229,89 @@ func TestBackupWithoutAHostOfTheSameEpoch(t *testing.T) {
 		}
 	})
 }
+
+// A removed host is cut off when it comes back, also if the store has lost its past
+// meanwhile and does not know of the removal any more.
+func TestRemovalOutlivesALossOfTheStore(t *testing.T) {
+	t.Parallel()
+	for _, during := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			s := memory.NewServer()
+			hs, ns := trio(t, s, "10.42.0.0/24")
+			c := hs[2].MustRun(ns[2], sim.Run{})
+			hs[1].MustRun(ns[1], sim.Run{})
+			pass(time.Minute)
+			hs[2].CutStore()
+			if _, err := hs[0].Cluster.RemoveHost(t.Context(), "h3", true); err != nil {
+				t.Fatal(err)
+			}
+			pass(10 * time.Minute)
+			hs[1].MustRun(ns[1], sim.Run{IP: c.Addr.Addr().String()})
+			pass(time.Minute)
+			if during {
+				hs[1].CutStore() // the recovery waits for it
+			}
+			s.Wipe()
+			pass(10 * time.Second)
+			hs[2].HealStore()
+			pass(10 * time.Second)
+			hs[1].HealStore()
+			pass(5 * time.Minute)
+			e, err := hs[2].Cluster.Journal().Endpoint(c.Endpoint)
+			if err != nil || !e.Fenced {
+				t.Errorf("back during the recovery: %t: %+v, %v: not cut off, and another host has its address", during, e, err)
+			}
+			if v, _ := hs[0].View(ns[0]); len(v.Endpoints[hs[2].Cluster.Self()]) != 0 {
+				t.Errorf("back during the recovery: %t: h1 has %v of h3", during, endpoints(v, hs[2].Cluster.Self()))
+			}
+			normal(t, hs[0])
+		})
+	}
+}
+
+// A backup that tells of a removal does not keep a recovery from waiting for the
+// host, which has come back since. Whether the others hear of the removal or of the
+// loss first is chance, so it is tried again and again.
+func TestBackupOfBeforeAReturn(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		hs, ns := trio(t, s, "10.42.0.0/24")
+		self := hs[2].Cluster.Self()
+		for n := range 15 {
+			hs[2].CutStore()
+			if _, err := hs[0].Cluster.RemoveHost(t.Context(), "h3", true); err != nil {
+				t.Fatal(err)
+			}
+			pass(10 * time.Second)
+			backup := s.Snapshot()
+			hs[2].HealStore()
+			pass(time.Minute)
+			c := hs[2].MustRun(ns[2], sim.Run{})
+			pass(time.Minute)
+			hs[2].CutStore()
+			s.Restore(backup)
+			pass(time.Minute)
+			for _, h := range hs[:2] {
+				if _, known := h.Cluster.Journal().Hosts()[self]; !known {
+					t.Errorf("round %d: %s takes h3 for removed", n, h.Name)
+				}
+			}
+			if d, err := hs[0].Run(ns[0], sim.Run{}); err == nil {
+				t.Fatalf("round %d: a block was claimed for %s while the recovery should wait for h3", n, d.Addr)
+			}
+			hs[2].HealStore()
+			pass(3 * time.Minute)
+			d := hs[0].MustRun(ns[0], sim.Run{})
+			if d.Addr == c.Addr {
+				t.Fatalf("round %d: %s is held by two", n, c.Addr)
+			}
+			if e, err := hs[2].Cluster.Journal().Endpoint(c.Endpoint); err != nil || e.Fenced {
+				t.Fatalf("round %d: h3's container is cut off for a removal it came back from: %+v, %v", n, e, err)
+			}
+			hs[0].Stop(d)
+			hs[2].Stop(c)
+			pass(10 * time.Minute) // blocks are given up
+		}
+	})
+}

@@ -72,7 +72,7 @@ func Rebuild(ctx context.Context, cfg Config, containers func(context.Context) (
 			n.write(tx, held.Host, running, out)
 		}
 		m := tx.Meta()
-		m.Registered, m.Epoch = true, epoch.epoch()
+		m.Registered, m.Epoch, m.Life = true, epoch.epoch(), rec.Life
 		tx.SetMeta(m)
 		return nil
 	})

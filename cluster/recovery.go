@@ -63,12 +63,20 @@ func (c *Cluster) expect(ctx context.Context, r epochRecord, version kvstore.Rev
 	}
 	known := c.jr.Hosts()
 	for _, e := range stored.Entries {
-		if h, err := decode[hostRecord](e.Key, e.Value); err == nil && h.Num < r.Num {
+		if h, err := decode[hostRecord](e.Key, e.Value); err == nil && h.Num < r.Num && h.Life >= known[h.ID].Life {
 			known[h.ID] = h.Host
 		}
 	}
+	removed := c.jr.Removed()
 	for _, e := range gone.Entries {
-		delete(known, carrick.HostID(strings.TrimPrefix(e.Key, prefixRemoved))) // named as gone for good
+		if rec, err := decode[removedRecord](e.Key, e.Value); err == nil && rec.Host.Life >= removed[rec.Host.ID].Life {
+			removed[rec.Host.ID] = rec.Host
+		}
+	}
+	for id, h := range removed {
+		if known[id].Life <= h.Life { // else it has come back since
+			delete(known, id) // named as gone for good
+		}
 	}
 	known[c.self] = c.SelfHost()
 	var missing []carrick.HostID
@@ -132,6 +140,9 @@ func (c *Cluster) takePart(ctx context.Context, r epochRecord) error {
 	if err := c.register(ctx); err != nil {
 		return fmt.Errorf("recovery %d: register: %w", r.Num, err)
 	}
+	if err := c.tellRemoved(ctx, version); err != nil {
+		return fmt.Errorf("recovery %d: tell of removed hosts: %w", r.Num, err)
+	}
 	// From here on stamps and publications carry the new number.
 	c.mu.Lock()
 	c.writeNum = r.Num
@@ -141,9 +152,12 @@ func (c *Cluster) takePart(ctx context.Context, r epochRecord) error {
 		return err
 	}
 	under := c.underEpoch(version, r.Num)
+	fenced := c.jr.Meta().Fenced
 	for _, n := range c.jr.Networks() {
-		if n.Leaving {
-			continue // nobody removes now; it is left when the recovery is over
+		// Nobody removes now; it is left when the recovery is over. And what a fenced host
+		// has may be another's, who must be the first to say so: it regains what is left.
+		if n.Leaving || fenced {
+			continue
 		}
 		err := c.confirm(ctx, n.Conf.ID, under, true)
 		if errors.Is(err, errContested) {
@@ -163,6 +177,54 @@ func (c *Cluster) takePart(ctx context.Context, r epochRecord) error {
 		return err
 	}
 	c.log.Info("this host's part is in the store again", "incarnation", r.Num)
+	return nil
+}
+
+// tellRemoved writes again which hosts were removed: one that comes back must be
+// cut off first, though the store has forgotten why.
+func (c *Cluster) tellRemoved(ctx context.Context, version kvstore.Revision) error {
+	untold := c.jr.Removed()
+	if len(untold) == 0 {
+		return nil
+	}
+	told, err := c.store.List(ctx, kvstore.Under(prefixRemoved))
+	c.heard(err)
+	if err != nil {
+		return err
+	}
+	versions := map[carrick.HostID]kvstore.Revision{}
+	for _, e := range told.Entries {
+		if r, err := decode[removedRecord](e.Key, e.Value); err == nil {
+			if versions[r.Host.ID] = e.Version; r.Host.Life >= untold[r.Host.ID].Life {
+				delete(untold, r.Host.ID)
+			}
+		}
+	}
+	for id, h := range untold {
+		rec, recVer, err := get[hostRecord](ctx, c, keyHost(id))
+		if err != nil {
+			return err
+		}
+		if recVer != 0 && rec.Life > h.Life {
+			continue // it is back, and knows
+		}
+		_, waited, err := get[recoveryRecord](ctx, c, keyRecovery(id))
+		if err != nil {
+			return err
+		}
+		var encErr error
+		t := (&kvstore.Txn{}).Version(keyEpoch, version).Version(keyRemoved(id), versions[id]).Version(keyHost(id), recVer).Version(keyRecovery(id), waited)
+		put(t, &encErr, keyRemoved(id), &removedRecord{envelope: envelope{schema}, Host: h, At: time.Now().UTC()})
+		if waited != 0 {
+			t.Delete(keyRecovery(id))
+		}
+		if encErr != nil {
+			return encErr
+		}
+		if _, err := c.commit(ctx, t); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

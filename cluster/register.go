@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"time"
 
 	"github.com/carrick-net/carrick"
@@ -107,13 +106,13 @@ func (c *Cluster) tryRegister(ctx context.Context) error {
 		t.Absent(keyEpoch)
 		put(t, &encErr, keyEpoch, &epoch)
 	}
-	_, removedVersion, err := get[removedRecord](ctx, c, keyRemoved(c.self))
+	removed, removedVersion, err := get[removedRecord](ctx, c, keyRemoved(c.self))
 	if err != nil {
 		return err
 	}
 	if removedVersion != 0 {
 		// It may register again, and is held back until it has regained what it had.
-		if err := c.holdBack(true); err != nil {
+		if err := c.fence(removed.Host.Life); err != nil {
 			return err
 		}
 		t.Version(keyRemoved(c.self), removedVersion).Delete(keyRemoved(c.self))
@@ -146,7 +145,7 @@ func (c *Cluster) tryRegister(ctx context.Context) error {
 		}
 	}
 	rec := &hostRecord{envelope: envelope{schema}, Num: epoch.Num, Host: carrick.Host{
-		ID: c.self, Name: c.cfg.Name, VTEP: c.cfg.VTEP, MTU: c.cfg.MTU, Version: c.cfg.Version,
+		ID: c.self, Name: c.cfg.Name, VTEP: c.cfg.VTEP, MTU: c.cfg.MTU, Version: c.cfg.Version, Life: c.jr.Meta().Life,
 	}, Machine: c.cfg.Machine, Grace: c.cfg.Grace}
 	t.Version(keyHost(c.self), oldVersion)
 	put(t, &encErr, keyHost(c.self), rec)
@@ -261,10 +260,10 @@ func (c *Cluster) watchHosts(ctx context.Context) error {
 		c.mu.Lock()
 		maps.Copy(c.hosts, hosts)
 		c.graces, c.present = graces, hosts
-		var gone []carrick.HostID
-		for id := range c.removing {
-			if _, ok := hosts[id]; !ok {
-				gone = append(gone, id)
+		var gone []carrick.Host
+		for id, r := range c.removing {
+			if _, ok := hosts[id]; !ok && id != c.self {
+				gone = append(gone, r.Host)
 			}
 		}
 		if !c.hostsOK {
@@ -272,8 +271,8 @@ func (c *Cluster) watchHosts(ctx context.Context) error {
 			close(c.hostsRead)
 		}
 		c.mu.Unlock()
-		for _, id := range gone {
-			if err := c.forgetHost(id); err != nil {
+		for _, h := range gone {
+			if err := c.forgetHost(h); err != nil {
 				return err
 			}
 		}
@@ -285,17 +284,19 @@ func (c *Cluster) watchHosts(ctx context.Context) error {
 // rememberHosts puts into the journal what is new about other hosts. A recovery
 // waits for everybody who is there.
 func (c *Cluster) rememberHosts(hosts map[carrick.HostID]carrick.Host) error {
-	known := c.jr.Hosts()
-	hosts = maps.Clone(hosts)
-	delete(hosts, c.self)
-	if !slices.ContainsFunc(slices.Collect(maps.Values(hosts)), func(h carrick.Host) bool { return known[h.ID] != h }) {
+	known, removed := c.jr.Hosts(), c.jr.Removed()
+	news := maps.Clone(hosts)
+	delete(news, c.self)
+	maps.DeleteFunc(news, func(id carrick.HostID, h carrick.Host) bool {
+		was, gone := removed[id]
+		return known[id] == h || gone && was.Life >= h.Life // of before its removal
+	})
+	if len(news) == 0 {
 		return nil
 	}
 	return c.jr.Update(func(tx *journal.Tx) error {
-		for _, h := range hosts {
-			if old, ok := tx.Host(h.ID); !ok || old != h {
-				tx.PutHost(h)
-			}
+		for _, h := range news {
+			tx.PutHost(journal.Host{Host: h})
 		}
 		return nil
 	})
@@ -387,5 +388,5 @@ func (c *Cluster) Hosts() ([]carrick.Host, bool) {
 
 // SelfHost is this host as configured now, which the store may not know yet.
 func (c *Cluster) SelfHost() carrick.Host {
-	return carrick.Host{ID: c.self, Name: c.cfg.Name, VTEP: c.cfg.VTEP, MTU: c.cfg.MTU, Version: c.cfg.Version, Alive: true}
+	return carrick.Host{ID: c.self, Name: c.cfg.Name, VTEP: c.cfg.VTEP, MTU: c.cfg.MTU, Version: c.cfg.Version, Life: c.jr.Meta().Life, Alive: true}
 }

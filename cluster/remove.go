@@ -164,6 +164,11 @@ func (c *Cluster) tryRemove(ctx context.Context, h carrick.Host, force bool) (la
 	if nodeVer != 0 {
 		t.Delete(keyNode(h.ID))
 	}
+	if recVer != 0 {
+		h = rec.Host
+	} else {
+		h.Life += unknownLives
+	}
 	put(t, &encErr, keyRemoved(h.ID), &removedRecord{envelope: envelope{schema}, Host: h, At: time.Now().UTC()})
 	later = !r.Recovering.IsZero()
 	next := r.next()
@@ -184,11 +189,16 @@ func (c *Cluster) tryRemove(ctx context.Context, h carrick.Host, force bool) (la
 	return later, nil
 }
 
-// forgetHost drops a removed host from what this one knows.
-func (c *Cluster) forgetHost(id carrick.HostID) error {
-	if _, ok := c.jr.Hosts()[id]; ok {
+// forgetHost drops a removed host from what this one knows, unless it has been heard
+// of in a later life: then it is the store that has forgotten its return.
+func (c *Cluster) forgetHost(h carrick.Host) error {
+	id := h.ID
+	if c.jr.Hosts()[id].Life > h.Life {
+		return nil
+	}
+	if old, ok := c.jr.Removed()[id]; !ok || old.Life < h.Life {
 		err := c.jr.Update(func(tx *journal.Tx) error {
-			tx.DeleteHost(id)
+			tx.PutHost(journal.Host{Host: h, Removed: true})
 			return nil
 		})
 		if err != nil {
@@ -344,18 +354,18 @@ func (c *Cluster) watchRemoved(ctx context.Context) error {
 			}
 			c.mu.Lock()
 			c.removing = removed
-			var gone []carrick.HostID
-			for id := range removed {
+			var gone []carrick.Host
+			for id, r := range removed {
 				if _, ok := c.present[id]; !ok && id != c.self {
-					gone = append(gone, id)
+					gone = append(gone, r.Host)
 				}
 			}
 			c.mu.Unlock()
 			if _, ok := removed[c.self]; ok {
 				c.suspect()
 			}
-			for _, id := range gone {
-				if err := c.forgetHost(id); err != nil {
+			for _, h := range gone {
+				if err := c.forgetHost(h); err != nil {
 					return err
 				}
 			}
@@ -396,19 +406,35 @@ func (c *Cluster) watchRemoved(ctx context.Context) error {
 	}
 }
 
-// isRemoved says whether the store has this host as removed.
+// unknownLives is more often than a host can have come back without being heard
+// of. A host is removed in its present life; one whose record is not there, in a
+// recovery, may have had more than are known.
+const unknownLives = 1 << 20
+
+// isRemoved says whether the store has this host as removed, be it in an earlier
+// life, as a backup may have it. Registering ends that.
 func (c *Cluster) isRemoved(ctx context.Context) (bool, error) {
 	_, v, err := get[removedRecord](ctx, c, keyRemoved(c.self))
 	return v != 0, err
 }
 
-// fence cuts this host's endpoints off and registers it anew.
-func (c *Cluster) fence(ctx context.Context) error {
+// fence cuts this host's endpoints off if it was removed in its present life, and
+// begins another one, which register tells the others of. life is the one that was
+// ended.
+func (c *Cluster) fence(life uint64) error {
+	if life < c.jr.Meta().Life {
+		return nil
+	}
 	c.log.Error("this host was removed from the cluster: its containers are cut off until their addresses are granted again")
 	if err := c.holdBack(true); err != nil {
 		return err
 	}
-	return c.register(ctx)
+	return c.jr.Update(func(tx *journal.Tx) error {
+		m := tx.Meta()
+		m.Life = max(m.Life, life+1)
+		tx.SetMeta(m)
+		return nil
+	})
 }
 
 // holdBack keeps this host from allocating until regain has confirmed what it

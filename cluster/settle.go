@@ -127,18 +127,13 @@ func (c *Cluster) settleOnce(ctx context.Context, whole bool) error {
 }
 
 // settleSelf registers this host again if its record is gone from a store whose
-// epoch says nothing of a loss, and nobody removed it.
+// epoch says nothing of a loss.
 func (c *Cluster) settleSelf(ctx context.Context) error {
 	if _, v, err := get[hostRecord](ctx, c, keyHost(c.self)); err != nil || v != 0 {
 		return err
 	}
-	removed, err := c.isRemoved(ctx)
-	if err != nil {
+	if _, _, err := c.readEpoch(ctx); err != nil {
 		return err
-	}
-	if removed {
-		c.suspect()
-		return nil
 	}
 	c.log.Warn("this host is missing from the store and registers again")
 	return c.register(ctx)

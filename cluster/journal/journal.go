@@ -203,7 +203,15 @@ func (j *Journal) Meta() Meta {
 func (j *Journal) Hosts() map[carrick.HostID]carrick.Host {
 	j.mu.RLock()
 	defer j.mu.RUnlock()
-	return maps.Clone(j.durable.hosts)
+	return j.durable.members(false)
+}
+
+// Removed returns every host that was removed from the cluster, as it was then, and
+// has not been heard of since.
+func (j *Journal) Removed() map[carrick.HostID]carrick.Host {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	return j.durable.members(true)
 }
 
 // inDirectory is the journal's file.

@@ -7,8 +7,6 @@ import (
 	"fmt"
 
 	"go.etcd.io/bbolt"
-
-	"github.com/carrick-net/carrick"
 )
 
 // errNewer: not damage, but nothing for us.
@@ -55,7 +53,7 @@ func (r *reader) read() error {
 	}
 	c := newChanges()
 	if err := errors.Join(
-		readAll(r, bucketHosts, func(v carrick.Host) { c.hosts[v.ID] = &v }, func(v carrick.Host) record { return host{v} }),
+		readAll(r, bucketHosts, func(v Host) { c.hosts[v.ID] = &v }, func(v Host) record { return v }),
 		readAll(r, bucketNetworks, func(v Network) { c.networks[v.Conf.ID] = &v }, func(v Network) record { return v }),
 		readAll(r, bucketEndpoints, func(v Endpoint) { c.endpoints[v.ID] = &v }, func(v Endpoint) record { return v }),
 		readAll(r, bucketLeases, func(v Lease) { c.leases[leaseKey{v.Network, v.Addr}] = &v }, func(v Lease) record { return v }),
@@ -162,7 +160,7 @@ func (c *changes) check() error {
 	var all []record
 	for _, h := range c.hosts {
 		if h != nil {
-			all = append(all, host{*h})
+			all = append(all, *h)
 		}
 	}
 	for _, n := range c.networks {

@@ -64,6 +64,14 @@ type Endpoint struct {
 	Fenced bool `json:"fenced,omitempty"`
 }
 
+// Host is another host that this one has heard of.
+type Host struct {
+	carrick.Host
+	// Removed from the cluster, in that life of it; it has not been heard of in a
+	// later one. A store that lost its past has to be told.
+	Removed bool `json:"removed,omitempty"`
+}
+
 // Lease is one address of a block of this host: given out, lent or resting.
 type Lease struct {
 	Network carrick.NetworkID `json:"network"`
@@ -102,6 +110,8 @@ type Meta struct {
 	// the boot, and the time since it began (CLOCK_BOOTTIME). Kept with a grace only.
 	Boot   string        `json:"boot,omitempty"`
 	Leased time.Duration `json:"leased,omitempty"`
+	// Life counts this host's returns after it was removed.
+	Life uint64 `json:"life,omitempty"`
 	// Registered: the cluster has known this host.
 	Registered bool `json:"registered,omitempty"`
 }
@@ -183,11 +193,9 @@ func checkAddr(a netip.Addr) error {
 }
 
 // host is a carrick.Host as a record.
-type host struct{ carrick.Host }
+func (h Host) key() string { return string(h.ID) }
 
-func (h host) key() string { return string(h.ID) }
-
-func (h host) check() error {
+func (h Host) check() error {
 	if !carrick.ValidID(string(h.ID)) || !h.VTEP.IsValid() {
 		return fmt.Errorf("host %q with VTEP %v", h.ID, h.VTEP)
 	}

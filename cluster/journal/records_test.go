@@ -47,8 +47,8 @@ func TestEverythingIsKept(t *testing.T) {
 		e, _ := tx.Endpoint(epID)
 		e.Gen, e.Joined, e.Fenced = carrick.MakeGen(3, 8), true, true
 		tx.PutEndpoint(e)
-		tx.PutHost(other)
-		tx.PutHost(gone)
+		tx.PutHost(journal.Host{Host: other})
+		tx.PutHost(journal.Host{Host: gone})
 		tx.PutLease(journal.Lease{Network: netID, Addr: lent, Lent: other.ID, Gen: carrick.MakeGen(3, 7)})
 		tx.PutLease(journal.Lease{Network: netID, Addr: netip.MustParseAddr("10.42.0.8"), Gen: carrick.MakeGen(3, 6)})
 		tx.Release(netID, netip.MustParseAddr("10.42.0.8"), released)
@@ -58,7 +58,7 @@ func TestEverythingIsKept(t *testing.T) {
 		tx.SetMeta(m)
 		tx.Stamp()
 	})
-	must(t, j, func(tx *journal.Tx) { tx.DeleteHost(gone.ID) })
+	must(t, j, func(tx *journal.Tx) { tx.PutHost(journal.Host{Host: gone, Removed: true}) })
 	if err := j.SetStrangers([]carrick.NetworkID{"00000000000000cc"}); err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +81,9 @@ func TestEverythingIsKept(t *testing.T) {
 		}
 		if hosts := j.Hosts(); len(hosts) != 1 || hosts[other.ID] != other {
 			t.Errorf("%s: hosts %v", when, hosts)
+		}
+		if hosts := j.Removed(); len(hosts) != 1 || hosts[gone.ID] != gone {
+			t.Errorf("%s: removed hosts %v", when, hosts)
 		}
 		m := j.Meta()
 		if m.Epoch.Num != 3 || m.Epoch.Seq != 40 || !m.Fenced || !m.Registered || m.Boot != "boot" || m.Leased != 5*time.Second || m.Clock != 9 {

@@ -16,7 +16,7 @@ type tables struct {
 	identity  Identity
 	meta      Meta
 	strangers []carrick.NetworkID
-	hosts     map[carrick.HostID]carrick.Host
+	hosts     map[carrick.HostID]Host
 	networks  map[carrick.NetworkID]Network
 	endpoints map[carrick.NetworkID]map[carrick.EndpointID]Endpoint
 	leases    map[carrick.NetworkID]map[netip.Addr]Lease
@@ -29,7 +29,7 @@ type tables struct {
 
 func newTables() *tables {
 	return &tables{
-		hosts:     map[carrick.HostID]carrick.Host{},
+		hosts:     map[carrick.HostID]Host{},
 		networks:  map[carrick.NetworkID]Network{},
 		endpoints: map[carrick.NetworkID]map[carrick.EndpointID]Endpoint{},
 		leases:    map[carrick.NetworkID]map[netip.Addr]Lease{},
@@ -37,6 +37,17 @@ func newTables() *tables {
 		homes:     map[carrick.EndpointID]carrick.NetworkID{},
 		usages:    map[usageKey]*usage{},
 	}
+}
+
+// members lists the hosts that were removed, or were not.
+func (t *tables) members(removed bool) map[carrick.HostID]carrick.Host {
+	out := map[carrick.HostID]carrick.Host{}
+	for id, h := range t.hosts {
+		if h.Removed == removed {
+			out[id] = h.Host
+		}
+	}
+	return out
 }
 
 func (t *tables) endpoint(id carrick.EndpointID) (Endpoint, bool) {
@@ -55,7 +66,7 @@ type changes struct {
 	identity  *Identity
 	meta      *Meta
 	strangers *[]carrick.NetworkID
-	hosts     map[carrick.HostID]*carrick.Host
+	hosts     map[carrick.HostID]*Host
 	networks  map[carrick.NetworkID]*Network
 	endpoints map[carrick.EndpointID]*Endpoint
 	leases    map[leaseKey]*Lease
@@ -63,7 +74,7 @@ type changes struct {
 
 func newChanges() *changes {
 	return &changes{
-		hosts:     map[carrick.HostID]*carrick.Host{},
+		hosts:     map[carrick.HostID]*Host{},
 		networks:  map[carrick.NetworkID]*Network{},
 		endpoints: map[carrick.EndpointID]*Endpoint{},
 		leases:    map[leaseKey]*Lease{},

@@ -196,8 +196,8 @@ func (tx *Tx) SetMeta(m Meta) {
 	tx.meta = m
 }
 
-// Host returns the record of a host this one has heard of.
-func (tx *Tx) Host(id carrick.HostID) (carrick.Host, bool) {
+// Host returns the record of a host this one has heard of, a removed one included.
+func (tx *Tx) Host(id carrick.HostID) (Host, bool) {
 	if h, ok := tx.changes.hosts[id]; ok {
 		return deref(h)
 	}
@@ -206,7 +206,4 @@ func (tx *Tx) Host(id carrick.HostID) (carrick.Host, bool) {
 }
 
 // PutHost remembers a host.
-func (tx *Tx) PutHost(h carrick.Host) { tx.changes.hosts[h.ID] = &h }
-
-// DeleteHost forgets a host: it was removed from the cluster.
-func (tx *Tx) DeleteHost(id carrick.HostID) { tx.changes.hosts[id] = nil }
+func (tx *Tx) PutHost(h Host) { tx.changes.hosts[h.ID] = &h }

@@ -261,7 +261,7 @@ func TestNonsenseIsNotWritten(t *testing.T) {
 		"lease of a zone": func(tx *journal.Tx) {
 			tx.PutLease(journal.Lease{Network: netID, Addr: netip.MustParseAddr("fe80::1%eth0")})
 		},
-		"host without VTEP": func(tx *journal.Tx) { tx.PutHost(carrick.Host{ID: "00000000000000b1"}) },
+		"host without VTEP": func(tx *journal.Tx) { tx.PutHost(journal.Host{Host: carrick.Host{ID: "00000000000000b1"}}) },
 	} {
 		err := j.Update(func(tx *journal.Tx) error { put(tx); return nil })
 		if !errors.Is(err, journal.ErrInvalid) {
