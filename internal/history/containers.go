@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/carrick-net/carrick"
@@ -227,6 +228,8 @@ func (w *world) judge(kind string, o outlook, err error) {
 	case w.losses > 0 && errors.Is(err, cluster.ErrUnknownNetwork):
 		// A backup has an earlier network of the same prefix, which has to go first.
 		w.count(kind, "network not in the store again yet")
+	case superseded(o.host) && errors.Is(err, cluster.ErrUnknownNetwork):
+		w.count(kind, "network replaced meanwhile")
 	default:
 		if b, ok := w.unowned(o.network, o.host); ok {
 			bad("block " + b.String() + " is nobody's")
@@ -234,6 +237,12 @@ func (w *world) judge(kind string, o outlook, err error) {
 		}
 		w.count(kind, "full")
 	}
+}
+
+// superseded says whether another network has the subnet of one of this host's, made
+// while the host was removed or the store had lost its past. One of them has to go.
+func superseded(h *sim.Host) bool {
+	return slices.ContainsFunc(h.Cluster.Conflicts(), func(s string) bool { return strings.Contains(s, "cannot be published") })
 }
 
 // unowned looks for a block that a host could claim.

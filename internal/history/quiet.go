@@ -96,7 +96,7 @@ func (w *world) mend(found []check.Finding) (did bool) {
 			did = w.restartWith(h, func(c *sim.Container) bool { return c.Endpoint.Short() == f.Object }) || did
 		case f.Rule == check.Unowned:
 			did = w.restartWith(h, func(c *sim.Container) bool { return c.Addr.Addr().String() == f.Object }) || did
-		case f.Rule == check.NetworkRule && slices.ContainsFunc(h.Cluster.Conflicts(), func(s string) bool { return strings.Contains(s, "cannot be published") }):
+		case f.Rule == check.NetworkRule && superseded(h):
 			did = w.removeNetwork(h, f.Network) || did
 		}
 	}
