@@ -192,7 +192,6 @@ func checkAddr(a netip.Addr) error {
 	return nil
 }
 
-// host is a carrick.Host as a record.
 func (h Host) key() string { return string(h.ID) }
 
 func (h Host) check() error {
