@@ -31,6 +31,12 @@ func (m MAC) IsZero() bool { return m == MAC{} }
 // group address (IEEE 802.3 §3.2.3, the lowest bit of the first octet).
 func (m MAC) IsUnicast() bool { return !m.IsZero() && m[0]&1 == 0 }
 
+// LinkLocal is the IPv6 link-local address that a kernel gives an interface of
+// this MAC unless it is told otherwise (RFC 4291 appendix A, modified EUI-64).
+func (m MAC) LinkLocal() netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
+}
+
 // MarshalText makes a MAC a JSON string.
 func (m MAC) MarshalText() ([]byte, error) {
 	if m.IsZero() {

@@ -82,7 +82,12 @@ func (r *run) rows(nid carrick.NetworkID, id carrick.HostID, h Host, n JournalNe
 	}
 	late := r.soon(h, nid)
 	keys := maps.Clone(neigh)
-	maps.Copy(keys, k.Neigh)
+	for a, mac := range k.Neigh {
+		// Link-local addresses are not facts: they follow from the MACs.
+		if !a.IsLinkLocalUnicast() {
+			keys[a] = mac
+		}
+	}
 	for _, a := range sortedAddrs(keys) {
 		want, wanted := neigh[a]
 		got, there := k.Neigh[a]

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/datapath/announce"
 	"github.com/carrick-net/carrick/datapath/fdb"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/netns"
@@ -40,9 +41,10 @@ type Applier struct {
 	hostID  nl.NSID // how the namespace knows the host's
 	links   *links
 	rows    *fdb.Tables
-	touched map[int]bool // links changed by us since events were last looked at
-	found   []string     // problems that the last reading showed
-	applied *applied     // what the last run left in the kernel; nil: not known
+	voice   announce.Voice // nil: nothing was said yet
+	touched map[int]bool   // links changed by us since events were last looked at
+	found   []string       // problems that the last reading showed
+	applied *applied       // what the last run left in the kernel; nil: not known
 }
 
 // applied is what of a plan was realised. A difference from it that is found by
@@ -172,7 +174,7 @@ func (a *Applier) apply(ctx context.Context, want plan.Network) (Report, error) 
 // run is one attempt. With a reason it reads the kernel back first. If anything
 // fails, the next one will.
 func (a *Applier) run(ctx context.Context, want plan.Network, reason string) (Report, error) {
-	r := &run{a: a, ctx: ctx, want: want, rep: Report{
+	r := &run{a: a, ctx: ctx, want: want, raised: map[carrick.EndpointID]bool{}, rep: Report{
 		Network:   a.id,
 		Endpoints: make(map[carrick.EndpointID]error, len(want.Ports)),
 		Resync:    reason,
@@ -201,6 +203,8 @@ type run struct {
 	want       plan.Network
 	rep        Report
 	suspicious bool // memory turned out wrong
+	// raised has the ports that were made in this run, with true, or raised.
+	raised map[carrick.EndpointID]bool
 }
 
 // Close ends the applier; the kernel keeps what it holds. From then on the
@@ -222,13 +226,16 @@ func (a *Applier) close() error {
 	if a.events != nil {
 		errs = append(errs, a.events.Close())
 	}
+	if a.voice != nil {
+		errs = append(errs, a.voice.Close())
+	}
 	if a.h != nil {
 		errs = append(errs, a.h.Close())
 	}
 	if a.ns != nil {
 		errs = append(errs, a.ns.Close())
 	}
-	a.events, a.h, a.ns = nil, nil, nil
+	a.events, a.voice, a.h, a.ns = nil, nil, nil, nil
 	a.links, a.rows, a.touched, a.applied, a.found = nil, nil, nil, nil, nil
 	return errors.Join(errs...)
 }

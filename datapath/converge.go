@@ -309,6 +309,7 @@ func (r *run) tables() error {
 	}
 	r.rep.Problems = append(r.rep.Problems, res.Problems...)
 	r.suspicious = r.suspicious || res.Stale
+	r.announce(res)
 	for name, perr := range res.Ports {
 		if p, ok := byPort[name]; ok && r.rep.Endpoints[p.Endpoint] == nil {
 			r.rep.Endpoints[p.Endpoint] = fmt.Errorf("endpoint %s: %w", p.Endpoint.Short(), perr)

@@ -21,6 +21,7 @@ import (
 	"sync"
 
 	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/datapath/announce"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/netns"
 )
@@ -32,6 +33,9 @@ type Config struct {
 	// Elsewhere is where else to look for whoever has a VNI that is taken, such
 	// as Docker's own namespaces in /var/run/docker/netns. Only read.
 	Elsewhere []netns.Store
+	// Announcer tells local containers of addresses that have another MAC; nil: they
+	// find out by themselves.
+	Announcer announce.Opener
 	Log       *slog.Logger // nil: no log
 }
 

@@ -55,6 +55,9 @@ func (r *run) port(br nl.Ref, p plan.Port, aliased *nl.Link) error {
 			return err
 		}
 	}
+	if made || !l.Up && !p.Down {
+		r.raised[p.Endpoint] = made
+	}
 	before.Create = p.Create
 	was = was && before == p
 	changed, err := r.settle(l, shape{name: p.Name, mtu: p.MTU, master: br, alias: string(p.Endpoint), down: p.Down})

@@ -60,7 +60,9 @@ func Make(v carrick.View, me carrick.HostID) Network {
 		if m.hasMAC(me, e) {
 			n.Bridged = append(n.Bridged, BridgeRow{e.MAC, port.Name})
 		}
-		m.hasAddrs(me, e)
+		for _, a := range m.hasAddrs(me, e) {
+			n.Here = append(n.Here, HereRow{e.ID, NeighRow{a, e.MAC}})
+		}
 	}
 	// The kernel has no IPv6, and takes no IPv6 neighbours, on devices below its MTU.
 	carries6 := mtu >= carrick.MinMTU6
@@ -72,14 +74,20 @@ func Make(v carrick.View, me carrick.HostID) Network {
 			n.FDB = append(n.FDB, FDBRow{VTEP: h.VTEP})
 		}
 		for _, e := range h.eps {
-			if m.hasMAC(h.ID, e) {
+			reachable := m.hasMAC(h.ID, e)
+			if reachable {
 				n.FDB = append(n.FDB, FDBRow{e.MAC, h.VTEP})
 				n.Bridged = append(n.Bridged, BridgeRow{e.MAC, VXLANName})
 			}
+			six := false
 			for _, a := range m.hasAddrs(h.ID, e) {
 				if a.Is4() || carries6 {
 					n.Neigh = append(n.Neigh, NeighRow{a, e.MAC})
 				}
+				six = six || a.Is6()
+			}
+			if six && reachable && carries6 {
+				n.Neigh = append(n.Neigh, NeighRow{e.MAC.LinkLocal(), e.MAC})
 			}
 		}
 	}
@@ -89,6 +97,7 @@ func Make(v carrick.View, me carrick.HostID) Network {
 	})
 	slices.SortFunc(n.Bridged, func(a, b BridgeRow) int { return bytes.Compare(a.MAC[:], b.MAC[:]) })
 	slices.SortFunc(n.Neigh, func(a, b NeighRow) int { return a.Addr.Compare(b.Addr) })
+	slices.SortFunc(n.Here, func(a, b HereRow) int { return a.Addr.Compare(b.Addr) })
 	return n
 }
 

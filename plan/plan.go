@@ -54,6 +54,10 @@ type Network struct {
 	FDB     []FDBRow    // of the vxlan device: which VTEP a MAC is behind ("self")
 	Bridged []BridgeRow // of the bridge: which port a MAC is behind ("master")
 	Neigh   []NeighRow  // of the vxlan device, which answers ARP from them ("proxy")
+	// Here are the addresses of this host's own ports that are not down. Nothing in
+	// the kernel stands for them: their containers answer. They are what to tell
+	// the others of, who may remember the address with another MAC.
+	Here []HereRow
 
 	// Problems are contradictions in the facts that the plan worked around. They
 	// are for people and do not stop the applier.
@@ -114,6 +118,12 @@ type NeighRow struct {
 	MAC  carrick.MAC
 }
 
+// HereRow is an address of a local endpoint.
+type HereRow struct {
+	Endpoint carrick.EndpointID
+	NeighRow
+}
+
 // String prints the plan as the ip and bridge commands that would make it, one
 // per line, in the order an applier follows. Tests compare this text.
 func (n Network) String() string {
@@ -150,6 +160,9 @@ func (n Network) String() string {
 	}
 	for _, r := range n.Neigh {
 		fmt.Fprintf(&b, "ip -n %s neigh replace %s lladdr %s dev %s nud permanent\n", ns, r.Addr, r.MAC, v.Name)
+	}
+	for _, r := range n.Here {
+		fmt.Fprintf(&b, "# here: %s lladdr %s port %s\n", r.Addr, r.MAC, r.Endpoint.PortName())
 	}
 	for _, p := range n.Problems {
 		fmt.Fprintf(&b, "# %s\n", p)

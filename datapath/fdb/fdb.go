@@ -55,6 +55,9 @@ type Result struct {
 	Changes Counts // rows written or removed
 	Drift   Counts // rows that differed from what was remembered
 	Read    bool   // the kernel was read back
+	// Moved are neighbours that were written over with another MAC, Added those that
+	// are new. Without those that failed.
+	Moved, Added []plan.NeighRow
 	// Stale says that a row to be removed was gone already: somebody else is at
 	// work, and the next Apply will read.
 	Stale bool
@@ -129,7 +132,7 @@ func (t *Tables) Apply(ctx context.Context, h nl.Handle, dev Devices, want Rows)
 		clear = slices.DeleteFunc(clear, func(c nl.Change) bool { return !next.has(c) })
 		del, next = nil, over(t.have, next)
 	}
-	err := send(ctx, h, &res, append(append(clear, add...), del...))
+	err := send(ctx, h, &res, append(append(clear, add...), del...), t.have.neigh)
 	if err != nil || res.Stale {
 		t.resync = true
 	}
@@ -169,8 +172,9 @@ func difference(have, next tables, dev Devices) (add, del []nl.Change) {
 	return add, del
 }
 
-// send sends changes, counts those that were made and joins the errors.
-func send(ctx context.Context, h nl.Handle, res *Result, changes []nl.Change) error {
+// send sends changes, counts those that were made and joins the errors. before
+// is what neighbours there were.
+func send(ctx context.Context, h nl.Handle, res *Result, changes []nl.Change, before []plan.NeighRow) error {
 	if len(changes) == 0 {
 		return nil
 	}
@@ -185,6 +189,7 @@ func send(ctx context.Context, h nl.Handle, res *Result, changes []nl.Change) er
 		switch {
 		case err == nil:
 			*n++
+			res.wrote(c, before)
 		case remove && errors.Is(err, nl.ErrNotFound):
 			res.Stale = true
 		default:
@@ -198,6 +203,20 @@ func send(ctx context.Context, h nl.Handle, res *Result, changes []nl.Change) er
 		}
 	}
 	return joinSome(errs)
+}
+
+// wrote notes a neighbour that was written.
+func (r *Result) wrote(c nl.Change, before []plan.NeighRow) {
+	set, ok := c.(nl.SetNeigh)
+	if !ok {
+		return
+	}
+	row := plan.NeighRow{Addr: set.Addr, MAC: set.MAC}
+	if _, there := slices.BinarySearchFunc(before, row, orderNeigh); there {
+		r.Moved = append(r.Moved, row)
+	} else {
+		r.Added = append(r.Added, row)
+	}
 }
 
 // about says in which table a change is counted, whose port it is about, and

@@ -12,7 +12,7 @@ func layers() [][]string {
 		{"plan", "dockerapi", "check"},
 		{"kvstore", "netns"},
 		{"kvstore/internal/local", "internal/nl", "cluster/journal", "cluster/snapshot"},
-		{"kvstore/memory", "kvstore/bolt", "kvstore/consul", "datapath/fdb"},
+		{"kvstore/memory", "kvstore/bolt", "kvstore/consul", "datapath/fdb", "datapath/announce"},
 		{"cluster", "datapath", "mirror"},
 		{"ipam", "agent", "status"},
 		{"driver"},
@@ -36,7 +36,7 @@ type apart struct {
 func separations() []apart {
 	return []apart{{
 		one:   []string{"dockerapi", "driver", "ipam", "cluster", "cluster/journal", "cluster/snapshot", "kvstore", "kvstore/memory", "kvstore/bolt", "kvstore/consul"},
-		other: []string{"netns", "internal/nl", "datapath", "datapath/fdb"},
+		other: []string{"netns", "internal/nl", "datapath", "datapath/fdb", "datapath/announce"},
 		reason: "facts and effects meet as values in plan and in time in agent: " +
 			"a fact that pokes the kernel, or a row that asks the store, is a second path to the kernel that nobody audits",
 	}}

@@ -15,6 +15,7 @@ import (
 	"github.com/carrick-net/carrick/cluster/journal"
 	"github.com/carrick-net/carrick/cluster/snapshot"
 	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/datapath/announce"
 	"github.com/carrick-net/carrick/dockerapi"
 	"github.com/carrick-net/carrick/driver"
 	"github.com/carrick-net/carrick/internal/nl"
@@ -42,7 +43,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	cache := snapshot.Open(cfg.StateDir, log.With("part", "cache"))
 	defer closeWith(cache.Close)
 	overlay, err := datapath.Open(ctx, datapath.Config{
-		Kernel: nl.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Log: log.With("part", "datapath"),
+		Kernel: nl.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Log: log.With("part", "datapath"), Announcer: announce.Linux{},
 		// Where Docker's own overlay, of a swarm, has its devices: for messages only.
 		Elsewhere: []netns.Store{netns.NewDir(netns.Config{Dir: "/var/run/docker/netns"})},
 	})
