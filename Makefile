@@ -49,6 +49,10 @@ test: ## all of them; says what ran, what was skipped and why
 fuzz: ## every fuzz target for FUZZTIME (20s)
 	@hack/fuzz.sh $(FUZZTIME)
 
+.PHONY: docs
+docs: ## write docs/datapath again, from a real kernel (root)
+	$(GO) test -count=1 -run '^TestKernelPages$$' ./datapath -update
+
 .PHONY: bench
 bench: ## what many hosts on one store cost, next to other designs (root)
 	@hack/bench.sh $(BENCH)
