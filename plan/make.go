@@ -22,7 +22,13 @@ func Namespace(id carrick.NetworkID) string { return NamespacePrefix + string(id
 // mistake: an address or MAC claimed twice goes to this host's own endpoint
 // first, then to the use with the highest stamp, then to the lowest host id, and
 // the contradiction is a problem. A fenced endpoint claims nothing.
-func Make(v carrick.View, me carrick.HostID) Network {
+//
+// All rows are in the plan's own tables; see [Planner] for plans that share them.
+func Make(v carrick.View, me carrick.HostID) Network { return build(v, me, nil) }
+
+// build makes a plan. With a planner, what other hosts contribute without
+// contradicting anybody comes from it.
+func build(v carrick.View, me carrick.HostID, p *Planner) Network {
 	n := Network{ID: v.Network.ID, Namespace: Namespace(v.Network.ID)}
 	if len(v.Endpoints[me]) == 0 {
 		return n
@@ -41,7 +47,17 @@ func Make(v carrick.View, me carrick.HostID) Network {
 		}
 	}
 	others := m.others(v, me)
-	for _, h := range others {
+	// The kernel has no IPv6, and takes no IPv6 neighbours, on devices below its MTU.
+	carries6 := mtu >= carrick.MinMTU6
+	if p != nil {
+		p.look(local, v.Fenced, others, carries6)
+	}
+	for i := range others {
+		h := &others[i]
+		if h.remote != nil {
+			continue
+		}
+		h.eps = sorted(h.eps)
 		for _, e := range h.eps {
 			m.claim(claim{host: h.ID, gen: e.Gen, ep: e.ID}, e)
 		}
@@ -64,8 +80,6 @@ func Make(v carrick.View, me carrick.HostID) Network {
 			n.Here = append(n.Here, HereRow{e.ID, NeighRow{a, e.MAC}})
 		}
 	}
-	// The kernel has no IPv6, and takes no IPv6 neighbours, on devices below its MTU.
-	carries6 := mtu >= carrick.MinMTU6
 	if _, six := v.Network.Pool(carrick.IPv6); six && !carries6 {
 		m.problem("MTU is %d here and IPv6 needs %d: containers of this host reach nobody over IPv6: raise the MTU of the underlay, or make the network again without IPv6", mtu, carrick.MinMTU6)
 	}
@@ -73,32 +87,47 @@ func Make(v carrick.View, me carrick.HostID) Network {
 		if v.Network.Flood {
 			n.FDB = append(n.FDB, FDBRow{VTEP: h.VTEP})
 		}
+		if h.remote != nil {
+			n.Remote = append(n.Remote, h.remote)
+			continue
+		}
 		for _, e := range h.eps {
 			reachable := m.hasMAC(h.ID, e)
 			if reachable {
 				n.FDB = append(n.FDB, FDBRow{e.MAC, h.VTEP})
 				n.Bridged = append(n.Bridged, BridgeRow{e.MAC, VXLANName})
 			}
-			six := false
-			for _, a := range m.hasAddrs(h.ID, e) {
-				if a.Is4() || carries6 {
-					n.Neigh = append(n.Neigh, NeighRow{a, e.MAC})
-				}
-				six = six || a.Is6()
-			}
-			if six && reachable && carries6 {
-				n.Neigh = append(n.Neigh, NeighRow{e.MAC.LinkLocal(), e.MAC})
-			}
+			n.Neigh = appendNeigh(n.Neigh, e, m.hasAddrs(h.ID, e), carries6, reachable)
 		}
 	}
 	slices.SortFunc(n.Ports, func(a, b Port) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(n.Here, func(a, b HereRow) int { return a.Addr.Compare(b.Addr) })
+	n.sortRows()
+	return n
+}
+
+// appendNeigh adds the neighbours that an endpoint elsewhere is, of those of its
+// addresses that are its own.
+func appendNeigh(rows []NeighRow, e carrick.Endpoint, addrs []netip.Addr, carries6, reachable bool) []NeighRow {
+	six := false
+	for _, a := range addrs {
+		if a.Is4() || carries6 {
+			rows = append(rows, NeighRow{a, e.MAC})
+		}
+		six = six || a.Is6()
+	}
+	if six && reachable && carries6 {
+		rows = append(rows, NeighRow{e.MAC.LinkLocal(), e.MAC})
+	}
+	return rows
+}
+
+func (n *Network) sortRows() {
 	slices.SortFunc(n.FDB, func(a, b FDBRow) int {
 		return cmp.Or(bytes.Compare(a.MAC[:], b.MAC[:]), a.VTEP.Compare(b.VTEP))
 	})
 	slices.SortFunc(n.Bridged, func(a, b BridgeRow) int { return bytes.Compare(a.MAC[:], b.MAC[:]) })
 	slices.SortFunc(n.Neigh, func(a, b NeighRow) int { return a.Addr.Compare(b.Addr) })
-	slices.SortFunc(n.Here, func(a, b HereRow) int { return a.Addr.Compare(b.Addr) })
-	return n
 }
 
 // MTU is what a container of the network may send on a host, in bytes: what the
@@ -124,7 +153,8 @@ func (m *maker) problem(format string, args ...any) {
 // other is another host that frames can be sent to.
 type other struct {
 	carrick.Host
-	eps []carrick.Endpoint
+	eps    []carrick.Endpoint
+	remote *Remote // what it contributes, if a planner knows; then eps is not looked at
 }
 
 // others lists the hosts with endpoints here, sorted by id, without those that
@@ -153,7 +183,7 @@ func (m *maker) others(v carrick.View, me carrick.HostID) []other {
 			m.problem("MTU is %d here and %d on host %s: set one that fits all with -o mtu=%d at creation", mtu, theirs, host.Name, min(mtu, theirs))
 		}
 		host.ID = id
-		out = append(out, other{host, sorted(v.Endpoints[id])})
+		out = append(out, other{Host: host, eps: v.Endpoints[id]})
 	}
 	return out
 }

@@ -10,6 +10,7 @@ package plan
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/carrick-net/carrick"
@@ -59,9 +60,43 @@ type Network struct {
 	// the others of, who may remember the address with another MAC.
 	Here []HereRow
 
+	// Remote is more rows of these three tables, by the host they lead to: none has
+	// a key that is in another or in the tables themselves. Sorted by host.
+	Remote []*Remote
+
 	// Problems are contradictions in the facts that the plan worked around. They
 	// are for people and do not stop the applier.
 	Problems []string
+}
+
+// Remote is the rows that lead to the containers of one other host. It is never
+// modified: plans made one after the other share it, so that equal pointers mean
+// equal rows, and whoever compares two plans looks at what differs and not at
+// everything.
+type Remote struct {
+	Host  carrick.HostID
+	VTEP  netip.Addr
+	MACs  []carrick.MAC // each behind VTEP, and at the bridge behind the vxlan device; sorted
+	Neigh []NeighRow    // sorted
+}
+
+// Flat returns the same plan with all rows in its own tables.
+func (n Network) Flat() Network {
+	if len(n.Remote) == 0 {
+		n.Remote = nil
+		return n
+	}
+	n.FDB, n.Bridged, n.Neigh = slices.Clone(n.FDB), slices.Clone(n.Bridged), slices.Clone(n.Neigh)
+	for _, r := range n.Remote {
+		for _, m := range r.MACs {
+			n.FDB = append(n.FDB, FDBRow{m, r.VTEP})
+			n.Bridged = append(n.Bridged, BridgeRow{m, n.VXLAN.Name})
+		}
+		n.Neigh = append(n.Neigh, r.Neigh...)
+	}
+	n.Remote = nil
+	n.sortRows()
+	return n
 }
 
 // Bridge is the network's bridge. It has no address, not even a link-local one,
@@ -127,6 +162,7 @@ type HereRow struct {
 // String prints the plan as the ip and bridge commands that would make it, one
 // per line, in the order an applier follows. Tests compare this text.
 func (n Network) String() string {
+	n = n.Flat()
 	var b strings.Builder
 	ns := n.Namespace
 	if !n.Present {
