@@ -302,7 +302,7 @@ func (r *run) tables() error {
 		byPort[p.Name] = p
 		usable(p.Name)
 	}
-	res, err := r.a.rows.Apply(r.ctx, r.a.h, dev, fdb.Rows{FDB: r.want.FDB, Bridged: r.want.Bridged, Neigh: r.want.Neigh, Partial: r.want.Partial})
+	res, err := r.a.rows.Apply(r.ctx, r.a.h, dev, fdb.Rows{FDB: r.want.FDB, Bridged: r.want.Bridged, Neigh: r.want.Neigh, Remote: r.want.Remote, Partial: r.want.Partial})
 	r.rep.Changes.rows(res.Changes)
 	if r.a.applied != nil {
 		r.rep.Drift.rows(res.Drift)

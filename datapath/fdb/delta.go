@@ -89,6 +89,58 @@ func canonical[R comparable](rows []R, order func(a, b R) int, plain func(R) R, 
 	return out[:n]
 }
 
+// plus returns the tables with the rows of some hosts as well, whose keys they do
+// not have.
+func (t tables) plus(hosts []*plan.Remote, vxlan string) tables {
+	if len(hosts) == 0 {
+		return t
+	}
+	macs, neigh := 0, 0
+	for _, h := range hosts {
+		macs += len(h.MACs)
+		neigh += len(h.Neigh)
+	}
+	out := tables{
+		fdb:     append(make([]plan.FDBRow, 0, len(t.fdb)+macs), t.fdb...),
+		bridged: append(make([]plan.BridgeRow, 0, len(t.bridged)+macs), t.bridged...),
+		neigh:   append(make([]plan.NeighRow, 0, len(t.neigh)+neigh), t.neigh...),
+	}
+	for _, h := range hosts {
+		for _, m := range h.MACs {
+			out.fdb = append(out.fdb, plan.FDBRow{MAC: m, VTEP: h.VTEP.Unmap()})
+			out.bridged = append(out.bridged, plan.BridgeRow{MAC: m, Port: vxlan})
+		}
+		for _, r := range h.Neigh {
+			out.neigh = append(out.neigh, plan.NeighRow{Addr: r.Addr.Unmap(), MAC: r.MAC})
+		}
+	}
+	slices.SortFunc(out.fdb, orderFDB)
+	slices.SortFunc(out.bridged, orderBridged)
+	slices.SortFunc(out.neigh, orderNeigh)
+	return out
+}
+
+// apartRemote returns what of two lists is not in both.
+func apartRemote(have, want []*plan.Remote) (goes, comes []*plan.Remote) {
+	there := make(map[*plan.Remote]bool, len(have))
+	for _, h := range have {
+		there[h] = true
+	}
+	for _, w := range want {
+		if there[w] {
+			delete(there, w)
+		} else {
+			comes = append(comes, w)
+		}
+	}
+	for _, h := range have {
+		if there[h] {
+			goes = append(goes, h)
+		}
+	}
+	return goes, comes
+}
+
 // merge walks two sorted tables and returns the rows to write, new ones and
 // such that have another value, and the rows to remove.
 func merge[R comparable](have, want []R, order func(a, b R) int) (set, del []R) {

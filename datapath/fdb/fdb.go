@@ -31,6 +31,9 @@ type Rows struct {
 	FDB     []plan.FDBRow
 	Bridged []plan.BridgeRow
 	Neigh   []plan.NeighRow
+	// Remote is more rows of these tables: see [plan.Remote]. Those that were there
+	// at the Apply before are not looked at.
+	Remote []*plan.Remote
 	// Partial: what the tables hold besides, under other keys, stays.
 	Partial bool
 }
@@ -71,8 +74,10 @@ type Result struct {
 // Tables is the state of one network. Not safe for concurrent use.
 type Tables struct {
 	resync bool
-	known  bool // have is what the kernel held when last seen
+	known  bool // have and remote are what the kernel held when last seen
 	have   tables
+	remote []*plan.Remote // rows besides have, as one Apply was given them
+	vxlan  string         // the bridge's port that they lead to
 }
 
 type tables struct {
@@ -90,6 +95,9 @@ func (t *Tables) QueueResync() { t.resync = true }
 // Gone notes that a device was deleted, and its rows with it. vxlan says that
 // it was the vxlan device.
 func (t *Tables) Gone(port string, vxlan bool) {
+	if vxlan || port == t.vxlan {
+		t.have, t.remote = t.have.plus(t.remote, t.vxlan), nil
+	}
 	if vxlan {
 		t.have.fdb, t.have.neigh = nil, nil
 	}
@@ -112,7 +120,11 @@ func (t *Tables) Gone(port string, vxlan bool) {
 // slices are kept and must not be modified.
 func (t *Tables) Apply(ctx context.Context, h nl.Handle, dev Devices, want Rows) (Result, error) {
 	var res Result
-	next := prepare(want, dev, &res)
+	own := prepare(want, dev, &res)
+	remote := want.Remote
+	if dev.VXLAN.Index == 0 {
+		remote = nil
+	}
 	var clear []nl.Change
 	if t.resync {
 		found, odd, err := read(ctx, h, dev)
@@ -121,18 +133,24 @@ func (t *Tables) Apply(ctx context.Context, h nl.Handle, dev Devices, want Rows)
 		}
 		res.Read = true
 		if t.known {
-			res.Drift = distance(t.have, found)
+			res.Drift = distance(t.have.plus(t.remote, t.vxlan), found)
 		}
-		t.have, t.known, t.resync = found, true, false
+		t.have, t.remote, t.known, t.resync = found, nil, true, false
 		clear = odd
 	}
 
-	add, del := difference(t.have, next, dev)
+	// What was there and stays is in neither.
+	goes, comes := t.remote, remote
+	if !want.Partial {
+		goes, comes = apartRemote(t.remote, remote)
+	}
+	have, next := t.have.plus(goes, t.vxlan), own.plus(comes, dev.VXLAN.Name)
+	add, del := difference(have, next, dev)
 	if want.Partial {
 		clear = slices.DeleteFunc(clear, func(c nl.Change) bool { return !next.has(c) })
-		del, next = nil, over(t.have, next)
+		del, own, remote = nil, over(have, next), nil
 	}
-	err := send(ctx, h, &res, append(append(clear, add...), del...), t.have.neigh)
+	err := send(ctx, h, &res, append(append(clear, add...), del...), have.neigh)
 	if err != nil || res.Stale {
 		t.resync = true
 	}
@@ -140,7 +158,7 @@ func (t *Tables) Apply(ctx context.Context, h nl.Handle, dev Devices, want Rows)
 		t.known = false
 		return res, err
 	}
-	t.have = next
+	t.have, t.remote, t.vxlan = own, remote, dev.VXLAN.Name
 	return res, nil
 }
 
