@@ -1,9 +1,12 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -51,6 +54,17 @@ func (a stamp) before(b stamp) bool { return a.num < b.num || a.num == b.num && 
 type hostFacts struct {
 	at  stamp // of the commit that said so
 	eps map[carrick.EndpointID]carrick.Endpoint
+	// list is eps sorted by id, nil if nobody asked since they changed. It is never
+	// modified: views share it.
+	list []carrick.Endpoint
+}
+
+// sorted returns the endpoints by id; f may be kept, with the list in it.
+func (f *hostFacts) sorted() []carrick.Endpoint {
+	if f.list == nil {
+		f.list = slices.SortedFunc(maps.Values(f.eps), func(a, b carrick.Endpoint) int { return cmp.Compare(a.ID, b.ID) })
+	}
+	return f.list
 }
 
 // state returns a network's state, making it if needed. c.mu must be held.
@@ -354,7 +368,7 @@ func (n *netState) apply(at stamp, ch change) {
 	for _, e := range ch.Put {
 		f.eps[e.ID] = e
 	}
-	f.at = at
+	f.at, f.list = at, nil
 	n.remote[ch.Host], n.unsaved[ch.Host] = f, true
 	if len(f.eps) == 0 {
 		delete(n.remote, ch.Host)
@@ -373,5 +387,5 @@ func (n *netState) replace(h carrick.HostID, at stamp, eps []carrick.Endpoint) {
 		delete(n.remote, h)
 		return
 	}
-	n.remote[h] = hostFacts{at, m}
+	n.remote[h] = hostFacts{at: at, eps: m}
 }

@@ -3,7 +3,6 @@ package cluster
 import (
 	"cmp"
 	"context"
-	"maps"
 	"slices"
 	"time"
 
@@ -83,9 +82,11 @@ func (c *Cluster) View(id carrick.NetworkID) (v carrick.View, complete bool, err
 		if _, ok := c.hosts[h]; h == c.self || !ok && v.Partial {
 			continue // of before its removal, maybe
 		}
-		v.Endpoints[h] = slices.SortedFunc(maps.Values(f.eps), func(a, b carrick.Endpoint) int {
-			return cmp.Compare(a.ID, b.ID)
-		})
+		if f.list == nil {
+			f.list = f.sorted()
+			n.remote[h] = f
+		}
+		v.Endpoints[h] = f.list
 		if host, ok := c.hosts[h]; ok {
 			host.Alive = c.alive[h]
 			v.Hosts[h] = host
