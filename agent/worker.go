@@ -24,6 +24,7 @@ type worker struct {
 	id      carrick.NetworkID
 	kick    chan struct{} // holds one value: a pass is due
 	started bool          // guarded by Reconciler.mu
+	planner plan.Planner  // used by loop alone
 
 	mu      sync.Mutex
 	waiters []waiter     // guarded by mu
@@ -139,7 +140,7 @@ func (w *worker) plan() (plan.Network, error) {
 	case err != nil:
 		return plan.Network{}, err
 	}
-	want := plan.Make(v, w.r.cfg.Facts.Self())
+	want := w.planner.Make(v, w.r.cfg.Facts.Self())
 	if want.Present {
 		// Whoever asked for the facts may have seen them dropped since: a network
 		// in the kernel is followed, whatever else happened.
