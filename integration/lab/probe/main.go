@@ -8,7 +8,10 @@
 //	probe send [-mb N] ADDR         send N MB over TCP, compare checksums
 //	probe dfping [-size N] ADDR     one packet of N bytes that may not be fragmented
 //	probe flow [-tcp] ADDR          numbered packets until SIGTERM, then a summary
-//	probe say TEXT ADDR             one UDP packet, to a broadcast address as well
+//	probe pulse [-every D] ADDR     pings and packets until SIGTERM, then when none was answered
+//	probe say [-if L] TEXT ADDR     one UDP packet, to a broadcast address or a group as well
+//	probe join [-if L] GROUP        print what is said to a group
+//	probe shout [-if L] [-for D] TEXT ADDR  say it as often as possible
 //
 // ADDR is the address of a host or container that runs `probe serve`.
 package main
@@ -36,7 +39,7 @@ const (
 )
 
 // errUsage ends the program with status 2.
-var errUsage = errors.New("usage: probe serve | get [-wait D] URL | send [-mb N] ADDR | dfping [-size N] [-wait D] ADDR | flow [-tcp] [-every D] [-count N] ADDR | say TEXT ADDR")
+var errUsage = errors.New("usage: probe serve | get [-wait D] URL | send [-mb N] ADDR | dfping [-size N] [-wait D] ADDR | flow [-tcp] [-every D] [-count N] ADDR | pulse [-every D] ADDR | say [-if LINK] TEXT ADDR | join [-if LINK] GROUP | shout [-if LINK] [-for D] TEXT ADDR")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
@@ -63,6 +66,8 @@ func run(ctx context.Context, args []string) error {
 	every := f.Duration("every", 5*time.Millisecond, "time between packets")
 	wait := f.Duration("wait", patience, "how long an answer may take")
 	count := f.Int("count", 0, "packets to send; 0 = until SIGTERM")
+	link := f.String("if", "eth0", "the interface of groups")
+	long := f.Duration("for", time.Second, "how long to shout")
 	if err := f.Parse(args[1:]); err != nil {
 		return errUsage
 	}
@@ -70,7 +75,10 @@ func run(ctx context.Context, args []string) error {
 		return serve(ctx)
 	}
 	if args[0] == "say" && f.NArg() == 2 {
-		return say(ctx, f.Arg(0), f.Arg(1))
+		return say(ctx, *link, f.Arg(0), f.Arg(1), 0)
+	}
+	if args[0] == "shout" && f.NArg() == 2 {
+		return say(ctx, *link, f.Arg(0), f.Arg(1), *long)
 	}
 	if f.NArg() != 1 {
 		return errUsage
@@ -85,6 +93,10 @@ func run(ctx context.Context, args []string) error {
 		return dfping(to, *size, *wait)
 	case "flow":
 		return flow(ctx, to, *tcp, *every, *count)
+	case "pulse":
+		return pulse(ctx, to, *every)
+	case "join":
+		return join(ctx, *link, to)
 	}
 	return errUsage
 }

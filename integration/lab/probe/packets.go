@@ -169,13 +169,3 @@ send:
 	s.Lost = s.Sent - s.Received
 	return json.NewEncoder(os.Stdout).Encode(s)
 }
-
-// say sends one packet to the ear of whoever has the address. Go sets SO_BROADCAST on every UDP socket.
-func say(ctx context.Context, text, to string) error {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "udp", net.JoinHostPort(to, earPort))
-	if err != nil {
-		return err
-	}
-	_, err = io.WriteString(conn, text)
-	return errors.Join(err, conn.Close())
-}
