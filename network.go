@@ -15,7 +15,7 @@ type Network struct {
 	Mode     Mode      `json:"mode"`
 	VNI      VNI       `json:"vni"`
 	Port     uint16    `json:"port"`               // UDP destination port of the vxlan device
-	MTU      int       `json:"mtu,omitempty"`      // bytes a container may send; 0 = derived from the underlay
+	MTU      int       `json:"mtu,omitempty"`      // bytes a container may send; 0 = what each host's underlay carries
 	Internal bool      `json:"internal,omitempty"` // no way out
 	Flood    bool      `json:"flood,omitempty"`    // broadcast and multicast are replicated to the network's hosts
 	Pools    []Pool    `json:"pools"`              // one of IPv4, one of IPv6, or both in this order
@@ -237,11 +237,25 @@ type Host struct {
 	ID      HostID     `json:"id"`
 	Name    string     `json:"name"`
 	VTEP    netip.Addr `json:"vtep"`
-	MTU     int        `json:"mtu"`            // bytes, of the interface that holds VTEP
+	MTU     int        `json:"mtu"`            // bytes of an outer packet that the host's way to the others carries
 	Version string     `json:"version"`        // of the agent
 	Life    uint64     `json:"life,omitempty"` // counts its returns after it was removed
 	Alive   bool       `json:"-"`              // its liveness lease is held
 }
+
+// Overhead is what VXLAN adds to a container's packet on the way to or from a
+// VTEP, in bytes: outer IP, UDP, VXLAN and inner Ethernet headers (20 or 40 + 8 +
+// 8 + 14).
+func Overhead(vtep netip.Addr) int {
+	if vtep.Is6() && !vtep.Is4In6() {
+		return 70
+	}
+	return 50
+}
+
+// Carries is the largest packet of a container, in bytes, that the host's underlay
+// carries whole.
+func (h Host) Carries() int { return h.MTU - Overhead(h.VTEP) }
 
 // Gen stamps one use of an address: the number of the store's incarnation in the
 // upper 24 bits, a Lamport clock in the lower 40. Of two facts about one address
@@ -293,6 +307,9 @@ type View struct {
 	Joined map[EndpointID]bool
 	// Fenced has the local endpoints whose port must be down.
 	Fenced map[EndpointID]bool
+	// Paths is what this host's kernel and its probes say of the ways to other VTEPs:
+	// bytes of the largest outer packet. One that is not in it is as Host.MTU says.
+	Paths map[netip.Addr]int
 	// Partial: it may lack facts that the kernel has, and nothing may be removed
 	// because of what is not in it.
 	Partial bool

@@ -43,7 +43,7 @@ func newHost(t *testing.T, s *memory.Server, n int) *host {
 func (h *host) startRec() {
 	h.t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	overlay, err := datapath.Open(h.t.Context(), datapath.Config{Kernel: h.kernel, Namespaces: h.kernel.Namespaces(), Log: log})
+	overlay, err := datapath.Open(h.t.Context(), datapath.Config{Kernel: h.kernel, Filter: h.kernel.Filter(), Namespaces: h.kernel.Namespaces(), Log: log})
 	if err != nil {
 		h.t.Fatal(err)
 	}

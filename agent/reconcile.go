@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -39,11 +40,21 @@ type Facts interface {
 	Journal() *journal.Journal
 }
 
-// Config is what a Reconciler needs. All fields but the durations are required.
+// Ways is what the kernel and probes know of the ways to other hosts.
+type Ways interface {
+	// MTUs is the largest outer packet to each of some VTEPs, in bytes, as far as it
+	// is known.
+	MTUs(ctx context.Context, vteps []netip.Addr) map[netip.Addr]int
+}
+
+// Config is what a Reconciler needs. All fields but the durations, Ways and Observe
+// are required.
 type Config struct {
 	Facts   Facts
 	Overlay *datapath.Overlay
 	Log     *slog.Logger
+	// Ways says how large a packet the ways to other hosts carry; nil: not known.
+	Ways Ways
 	// Observe is told of every pass; nil: nobody.
 	Observe func(datapath.Report, error)
 	// Audit is how often the kernel is read back in full; 0 = 60 s.
@@ -165,6 +176,16 @@ func (r *Reconciler) Changed(id carrick.NetworkID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.worker(id).wake()
+}
+
+// ChangedAll asks for a pass over every network here: something of the host itself
+// has changed. It never blocks.
+func (r *Reconciler) ChangedAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, w := range r.workers {
+		w.wake()
+	}
 }
 
 // Realize asks for a pass over a network and waits for its verdict on one

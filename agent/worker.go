@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -110,7 +111,7 @@ func (w *worker) pass(ctx context.Context, applier *datapath.Applier) (present, 
 	w.waiters = nil
 	w.mu.Unlock()
 
-	want, err := w.plan()
+	want, err := w.plan(ctx)
 	var report datapath.Report
 	if err == nil {
 		report, err = applier.Apply(ctx, want)
@@ -132,13 +133,16 @@ func (w *worker) pass(ctx context.Context, applier *datapath.Applier) (present, 
 
 // plan makes the plan of now: a partial one until the network's facts have been
 // read from the store, whose arrival starts another pass.
-func (w *worker) plan() (plan.Network, error) {
+func (w *worker) plan(ctx context.Context) (plan.Network, error) {
 	v, _, err := w.r.cfg.Facts.View(w.id)
 	switch {
 	case errors.Is(err, journal.ErrNotFound):
 		return plan.Network{ID: w.id, Namespace: plan.Namespace(w.id)}, nil
 	case err != nil:
 		return plan.Network{}, err
+	}
+	if w.r.cfg.Ways != nil {
+		v.Paths = w.r.cfg.Ways.MTUs(ctx, vteps(v, w.r.cfg.Facts.Self()))
 	}
 	want := w.planner.Make(v, w.r.cfg.Facts.Self())
 	if want.Present {
@@ -147,6 +151,20 @@ func (w *worker) plan() (plan.Network, error) {
 		w.r.cfg.Facts.Follow(w.id)
 	}
 	return want, nil
+}
+
+// vteps lists where a network's other hosts are, if this one is in it.
+func vteps(v carrick.View, me carrick.HostID) []netip.Addr {
+	if len(v.Endpoints[me]) == 0 {
+		return nil
+	}
+	out := make([]netip.Addr, 0, len(v.Hosts))
+	for id, h := range v.Hosts {
+		if id != me {
+			out = append(out, h.VTEP)
+		}
+	}
+	return out
 }
 
 func (w *worker) record(want plan.Network, report datapath.Report, err error) {
@@ -158,6 +176,7 @@ func (w *worker) record(want plan.Network, report datapath.Report, err error) {
 	drift.FDB += report.Drift.FDB
 	drift.Bridged += report.Drift.Bridged
 	drift.Neigh += report.Drift.Neigh
+	drift.Rules += report.Drift.Rules
 	if err != nil && (w.state.Err == nil || w.state.Err.Error() != err.Error()) {
 		w.r.cfg.Log.Warn("network not as it should be, trying again", "network", w.id, "err", err)
 	}

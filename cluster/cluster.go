@@ -101,6 +101,7 @@ type Cluster struct {
 
 	// mu guards everything below. It is never held over I/O.
 	mu      sync.Mutex
+	mtu     int   // see SetMTU
 	lastErr error // of the last call to the store, if it went unanswered
 	regErr  error // why the registration has not succeeded yet
 	run     *running
@@ -142,6 +143,8 @@ type Cluster struct {
 	// announceAgain has a token when the liveness key may be gone though the lease
 	// is not.
 	announceAgain chan struct{}
+	// mtuChanged has a token when mtu differs from what was registered.
+	mtuChanged chan struct{}
 	// answering is held while requests of other hosts are answered, and while this
 	// host's own books about what it lent are compared with the store. It comes
 	// before mu, and can be waited for like creating.
@@ -201,6 +204,8 @@ func New(cfg Config) *Cluster {
 		suspicion:     make(chan struct{}, 1),
 		settleAgain:   make(chan struct{}, 1),
 		announceAgain: make(chan struct{}, 1),
+		mtuChanged:    make(chan struct{}, 1),
+		mtu:           cfg.MTU,
 	}
 }
 
@@ -269,6 +274,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	g.Go(c.onceReady(gctx, c.watchEpoch))
 	g.Go(c.onceReady(gctx, c.watchRemoved))
 	g.Go(c.onceReady(gctx, c.watchAsks))
+	g.Go(c.onceReady(gctx, c.announceMTU))
 	g.Go(func() error { return c.keepEpoch(gctx) })
 	g.Go(func() error { return c.mindGrace(gctx) })
 	g.Go(func() error { return c.cfg.Cache.Run(gctx) })

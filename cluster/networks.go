@@ -109,6 +109,11 @@ func (c *Cluster) buildCreate(ctx context.Context, t *kvstore.Txn, w Want, num u
 	}
 
 	n := w.network()
+	if n.MTU == 0 {
+		if n.MTU, err = c.fittingMTU(ctx, n.Pools); err != nil {
+			return carrick.Network{}, false, err
+		}
+	}
 	if n.VNI == 0 {
 		if n.VNI, err = c.freeVNI(ctx); err != nil {
 			return carrick.Network{}, false, err

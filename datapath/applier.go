@@ -11,6 +11,7 @@ import (
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/datapath/announce"
 	"github.com/carrick-net/carrick/datapath/fdb"
+	"github.com/carrick-net/carrick/internal/nft"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/netns"
 	"github.com/carrick-net/carrick/plan"
@@ -52,6 +53,7 @@ type Applier struct {
 type applied struct {
 	bridge plan.Bridge
 	vxlan  plan.VXLAN
+	clamp  nft.Clamp
 	ports  map[string]plan.Port // only those without an error
 }
 

@@ -34,12 +34,13 @@ func (r *run) converge() error {
 	r.ports(br)
 	old := r.unwanted()
 	rowerr := r.tables()
+	ruleerr := r.clamp()
 	delerr := r.removePorts(old)
 	if vxerr != nil {
 		_ = r.all(vxerr)
 	}
 	r.remember()
-	return errors.Join(vxerr, rowerr, delerr)
+	return errors.Join(vxerr, rowerr, ruleerr, delerr)
 }
 
 // all gives every endpoint that has no error of its own the network's.
@@ -364,7 +365,7 @@ func (r *run) removePorts(old []*nl.Link) error {
 
 // remember notes what the kernel now holds of the plan.
 func (r *run) remember() {
-	done := &applied{bridge: r.want.Bridge, vxlan: r.want.VXLAN, ports: make(map[string]plan.Port, len(r.want.Ports))}
+	done := &applied{bridge: r.want.Bridge, vxlan: r.want.VXLAN, clamp: clampOf(r.want), ports: make(map[string]plan.Port, len(r.want.Ports))}
 	for _, p := range r.want.Ports {
 		if r.rep.Endpoints[p.Endpoint] == nil {
 			p.Create = false // no part of what the kernel holds

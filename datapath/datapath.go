@@ -22,6 +22,7 @@ import (
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/datapath/announce"
+	"github.com/carrick-net/carrick/internal/nft"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/netns"
 )
@@ -30,6 +31,7 @@ import (
 type Config struct {
 	Kernel     nl.Kernel   // nl.Linux{} outside tests
 	Namespaces netns.Store // a *netns.Dir outside tests
+	Filter     nft.Filter  // nft.Linux{} outside tests; nil: TCP cannot be clamped
 	// Elsewhere is where else to look for whoever has a VNI that is taken, such
 	// as Docker's own namespaces in /var/run/docker/netns. Only read.
 	Elsewhere []netns.Store

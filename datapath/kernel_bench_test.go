@@ -6,6 +6,7 @@ import (
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/internal/nft"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/internal/nstest"
 	"github.com/carrick-net/carrick/plan"
@@ -16,7 +17,7 @@ import (
 func BenchmarkKernel(b *testing.B) {
 	nstest.RequireRoot(b)
 	h := nstest.NewLab(b).Host(1, 1500)
-	o, err := datapath.Open(b.Context(), datapath.Config{Kernel: nl.Linux{}, Namespaces: h.Namespaces})
+	o, err := datapath.Open(b.Context(), datapath.Config{Kernel: nl.Linux{}, Filter: nft.Linux{}, Namespaces: h.Namespaces})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/datapath"
 	"github.com/carrick-net/carrick/datapath/announce"
+	"github.com/carrick-net/carrick/internal/nft"
 	"github.com/carrick-net/carrick/internal/nstest"
 	"github.com/carrick-net/carrick/plan"
 )
@@ -37,7 +38,7 @@ func newRealHost(t *testing.T, l *nstest.Lab, n, mtu int) *realHost {
 
 func (h *realHost) start() {
 	h.t.Helper()
-	o, err := datapath.Open(h.t.Context(), datapath.Config{Kernel: h.k, Namespaces: h.Namespaces, Announcer: announce.Linux{}})
+	o, err := datapath.Open(h.t.Context(), datapath.Config{Kernel: h.k, Filter: nft.Linux{}, Namespaces: h.Namespaces, Announcer: announce.Linux{}})
 	if err != nil {
 		h.t.Fatal(err)
 	}

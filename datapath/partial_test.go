@@ -30,6 +30,9 @@ func both(old, want plan.Network) (out plan.Network, ok bool) {
 	}
 	out = want
 	out.Ports, out.FDB, out.Bridged, out.Neigh = slices.Clone(want.Ports), slices.Clone(want.FDB), slices.Clone(want.Bridged), slices.Clone(want.Neigh)
+	if out.Clamp == 0 || old.Clamp != 0 && old.Clamp < out.Clamp {
+		out.Clamp = old.Clamp
+	}
 	for _, p := range old.Ports {
 		if !slices.ContainsFunc(want.Ports, func(q plan.Port) bool { return q.Name == p.Name }) {
 			out.Ports = append(out.Ports, p)

@@ -40,6 +40,7 @@ type spec struct {
 	port   uint16
 	vtep   string
 	mtu    int
+	clamp  int // 0: none
 	flood  bool
 	dual   bool // endpoints there have IPv6 addresses as well
 	macOf  func(int) carrick.MAC
@@ -65,6 +66,7 @@ func (s spec) plan() plan.Network {
 		ID: id, Namespace: space, Present: true,
 		Bridge: plan.Bridge{Name: plan.BridgeName, MTU: s.mtu},
 		VXLAN:  plan.VXLAN{Name: plan.VXLANName, VNI: s.vni, Port: s.port, Local: addr(s.vtep), MTU: s.mtu},
+		Clamp:  s.clamp,
 	}
 	for _, i := range s.local {
 		e := endpoint(i)
@@ -109,6 +111,8 @@ func plans() map[string]plan.Network {
 		"three hosts":      spec{local: []int{1, 2}, remote: far, flood: true}.plan(),
 		"no flooding":      spec{local: []int{1, 2}, remote: far}.plan(),
 		"smaller MTU":      spec{local: []int{1, 2}, remote: far, flood: true, mtu: 1400}.plan(),
+		"clamped":          spec{local: []int{1, 2}, remote: far, flood: true, clamp: 1400}.plan(),
+		"clamped more":     spec{local: []int{1, 2}, remote: far, flood: true, clamp: 1200}.plan(),
 		"tiny MTU":         spec{local: []int{1, 2}, remote: far, flood: true, mtu: 1200}.plan(),
 		"other VNI":        spec{local: []int{1, 2}, remote: far, flood: true, vni: 43}.plan(),
 		"other port":       spec{local: []int{1, 2}, remote: far, flood: true, port: 8472}.plan(),
@@ -166,7 +170,7 @@ func newHost(t *testing.T) *host {
 // start starts an agent that knows nothing yet.
 func (h *host) start() {
 	h.t.Helper()
-	o, err := datapath.Open(h.t.Context(), datapath.Config{Kernel: h.k, Namespaces: h.k.Namespaces()})
+	o, err := datapath.Open(h.t.Context(), datapath.Config{Kernel: h.k, Filter: h.k.Filter(), Namespaces: h.k.Namespaces()})
 	if err != nil {
 		h.t.Fatal(err)
 	}

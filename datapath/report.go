@@ -67,10 +67,11 @@ type Counts struct {
 	FDB        int // rows of the vxlan device
 	Bridged    int // rows of the bridge
 	Neigh      int // neighbours
+	Rules      int // tables of the packet filter
 }
 
 // Total is the sum of all kinds.
-func (c Counts) Total() int { return c.Namespaces + c.Links + c.FDB + c.Bridged + c.Neigh }
+func (c Counts) Total() int { return c.Namespaces + c.Links + c.FDB + c.Bridged + c.Neigh + c.Rules }
 
 func (c *Counts) add(o Counts) {
 	c.Namespaces += o.Namespaces
@@ -78,6 +79,7 @@ func (c *Counts) add(o Counts) {
 	c.FDB += o.FDB
 	c.Bridged += o.Bridged
 	c.Neigh += o.Neigh
+	c.Rules += o.Rules
 }
 
 func (c *Counts) rows(o fdb.Counts) {

@@ -14,7 +14,7 @@ import (
 type Underlay struct {
 	Addr      netip.Addr
 	Interface string
-	MTU       int // bytes, of the interface
+	MTU       int // bytes of the largest packet that leaves by the interface
 }
 
 // Underlay finds the VTEP: advertise is an address of this host, the name of an
@@ -29,13 +29,13 @@ func (o *Overlay) Underlay(ctx context.Context, advertise string) (Underlay, err
 	if err != nil {
 		return Underlay{}, fmt.Errorf("find the VTEP address: %w", err)
 	}
-	h := hostView{links: links, addrs: addrs}
+	routes, err := o.hostH.Routes(ctx)
+	if err != nil {
+		return Underlay{}, fmt.Errorf("find the VTEP address: %w", err)
+	}
+	h := hostView{links: links, addrs: addrs, routes: routes}
 	if advertise == "" {
-		routes, err := o.hostH.Routes(ctx)
-		if err != nil {
-			return Underlay{}, fmt.Errorf("find the VTEP address: %w", err)
-		}
-		return h.byDefaultRoute(routes)
+		return h.byDefaultRoute()
 	}
 	if a, err := netip.ParseAddr(advertise); err == nil {
 		return h.byAddress(a.Unmap())
@@ -45,8 +45,9 @@ func (o *Overlay) Underlay(ctx context.Context, advertise string) (Underlay, err
 
 // hostView is what a host's namespace holds.
 type hostView struct {
-	links []nl.Link
-	addrs []nl.Address
+	links  []nl.Link
+	addrs  []nl.Address
+	routes []nl.Route
 }
 
 func (h hostView) byAddress(a netip.Addr) (Underlay, error) {
@@ -77,9 +78,9 @@ func (h hostView) byInterface(name string) (Underlay, error) {
 	return Underlay{}, fmt.Errorf("advertise %q: neither an address nor an interface of this host; interfaces are %v", name, names)
 }
 
-func (h hostView) byDefaultRoute(routes []nl.Route) (Underlay, error) {
+func (h hostView) byDefaultRoute() (Underlay, error) {
 	var defaults []nl.Route
-	for _, r := range routes {
+	for _, r := range h.routes {
 		if r.Dst.Bits() == 0 && r.Link != 0 {
 			defaults = append(defaults, r)
 		}
@@ -120,10 +121,29 @@ func (h hostView) first(link int) (netip.Addr, bool) {
 func (h hostView) on(a netip.Addr, link int) (Underlay, error) {
 	for _, l := range h.links {
 		if l.Index == link {
-			return Underlay{Addr: a, Interface: l.Name, MTU: l.MTU}, nil
+			return Underlay{Addr: a, Interface: l.Name, MTU: h.mtu(l, a)}, nil
 		}
 	}
 	return Underlay{}, fmt.Errorf("find the VTEP address: the interface of %s is gone", a)
+}
+
+// mtu is what leaves by a link: what the link takes or, if every route over it is
+// held to less, the most of those. Which route leads to which host is for [Ways].
+func (h hostView) mtu(l nl.Link, a netip.Addr) int {
+	most := 0
+	for _, r := range h.routes {
+		switch {
+		case r.Link != l.Index || r.Dst.Addr().Is4() != a.Is4() || r.Dst.Addr().IsLinkLocalUnicast() || r.Dst.Addr().IsMulticast():
+		case r.MTU == 0 || r.MTU >= l.MTU:
+			return l.MTU
+		default:
+			most = max(most, r.MTU)
+		}
+	}
+	if most == 0 {
+		return l.MTU
+	}
+	return most
 }
 
 // usable says whether another host could send to the address.

@@ -47,6 +47,7 @@ func build(v carrick.View, me carrick.HostID, p *Planner) Network {
 		}
 	}
 	others := m.others(v, me)
+	m.ways(v, self, others)
 	// The kernel has no IPv6, and takes no IPv6 neighbours, on devices below its MTU.
 	carries6 := mtu >= carrick.MinMTU6
 	if p != nil {
@@ -130,15 +131,6 @@ func (n *Network) sortRows() {
 	slices.SortFunc(n.Neigh, func(a, b NeighRow) int { return a.Addr.Compare(b.Addr) })
 }
 
-// MTU is what a container of the network may send on a host, in bytes: what the
-// network says, or what the host's underlay leaves after the encapsulation.
-func MTU(n carrick.Network, h carrick.Host) int {
-	if n.MTU != 0 {
-		return n.MTU
-	}
-	return h.MTU - Overhead(h.VTEP)
-}
-
 // maker tracks who has which address and MAC in the plan.
 type maker struct {
 	net   *Network
@@ -161,7 +153,6 @@ type other struct {
 // cannot be reached, which are problems.
 func (m *maker) others(v carrick.View, me carrick.HostID) []other {
 	self := v.Hosts[me]
-	mtu := MTU(v.Network, self)
 	var out []other
 	for _, id := range slices.Sorted(maps.Keys(v.Endpoints)) {
 		if id == me || len(v.Endpoints[id]) == 0 {
@@ -173,14 +164,11 @@ func (m *maker) others(v carrick.View, me carrick.HostID) []other {
 			m.problem("host %s has endpoints here and is not known yet", id)
 			continue
 		case host.VTEP.Is4() != self.VTEP.Is4():
-			m.problem("host %s has VTEP %s, which this host's %s cannot reach", host.Name, host.VTEP, self.VTEP)
+			m.problem("host %s has VTEP %s, which this host's %s cannot reach: one is IPv4 and one IPv6: start all agents with an --advertise of one family", host.Name, host.VTEP, self.VTEP)
 			continue
 		case host.VTEP == self.VTEP:
 			m.problem("host %s has this host's VTEP %s", host.Name, host.VTEP)
 			continue
-		}
-		if theirs := MTU(v.Network, host); theirs != mtu {
-			m.problem("MTU is %d here and %d on host %s: set one that fits all with -o mtu=%d at creation", mtu, theirs, host.Name, min(mtu, theirs))
 		}
 		host.ID = id
 		out = append(out, other{Host: host, eps: v.Endpoints[id]})

@@ -27,14 +27,12 @@ const (
 // the network's id follows.
 const NamespacePrefix = "carrick-"
 
-// Overhead is what VXLAN adds to a container's packet, in bytes: outer IP, UDP,
-// VXLAN and inner Ethernet headers (20 or 40 + 8 + 8 + 14).
-func Overhead(vtep netip.Addr) int {
-	if vtep.Is6() && !vtep.Is4In6() {
-		return 70
-	}
-	return 50
-}
+// TCP4 and TCP6 are the bytes of a packet that are not TCP's payload: IP and TCP
+// headers without options.
+const (
+	TCP4 = 40
+	TCP6 = 60
+)
 
 // Network is the desired state of one network on one host, whole: an applier
 // makes the kernel hold this and nothing else. The zero value of everything
@@ -63,6 +61,11 @@ type Network struct {
 	// Remote is more rows of these three tables, by the host they lead to: none has
 	// a key that is in another or in the tables themselves. Sorted by host.
 	Remote []*Remote
+
+	// Clamp is the largest packet that TCP may be told to send through the vxlan
+	// device, in bytes, if that is less than the network's MTU; 0: it is not. What
+	// is set is the MSS of SYNs in both directions, so that one side is enough.
+	Clamp int
 
 	// Problems are contradictions in the facts that the plan worked around. They
 	// are for people and do not stop the applier.
@@ -199,6 +202,10 @@ func (n Network) String() string {
 	}
 	for _, r := range n.Here {
 		fmt.Fprintf(&b, "# here: %s lladdr %s port %s\n", r.Addr, r.MAC, r.Endpoint.PortName())
+	}
+	if n.Clamp != 0 {
+		fmt.Fprintf(&b, "ip netns exec %s nft add rule bridge carrick forward { iifname, oifname } %s tcp flags syn tcp option maxseg size set %d (IPv6 %d)\n",
+			ns, v.Name, n.Clamp-TCP4, n.Clamp-TCP6)
 	}
 	for _, p := range n.Problems {
 		fmt.Fprintf(&b, "# %s\n", p)

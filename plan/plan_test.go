@@ -82,6 +82,35 @@ func TestPlans(t *testing.T) {
 			h.MTU = 9000
 			v.Hosts[h3] = h
 		},
+		// The network's MTU is fixed, and the way to h2 is narrower than its device says.
+		"narrow-way": func(v *carrick.View) {
+			v.Network.MTU = 1450
+			v.Paths = map[netip.Addr]int{v.Hosts[h2].VTEP: 1400, v.Hosts[h3].VTEP: 1500}
+		},
+		"this-host-carries-less": func(v *carrick.View) {
+			v.Network.MTU = 8950
+			for _, id := range []carrick.HostID{h2, h3} {
+				h := v.Hosts[id]
+				h.MTU = 9000
+				v.Hosts[id] = h
+			}
+		},
+		// They hold their TCP themselves.
+		"others-carry-less": func(v *carrick.View) {
+			v.Network.MTU = 8950
+			h := v.Hosts[h1]
+			h.MTU = 9000
+			v.Hosts[h1] = h
+		},
+		"ipv6-underlay-narrow": func(v *carrick.View) {
+			v.Network.MTU = 1430
+			for i, id := range []carrick.HostID{h1, h2, h3} {
+				h := v.Hosts[id]
+				h.VTEP = netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", i+1))
+				v.Hosts[id] = h
+			}
+			v.Paths = map[netip.Addr]int{v.Hosts[h3].VTEP: 1280}
+		},
 		"unknown-host": func(v *carrick.View) { delete(v.Hosts, h2) },
 		"other-family": func(v *carrick.View) {
 			h := v.Hosts[h2]

@@ -43,7 +43,7 @@ func newHost(t *testing.T, s *memory.Server, o sim.Options) *host {
 func (h *host) begin() {
 	h.t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	overlay, err := datapath.Open(h.t.Context(), datapath.Config{Kernel: h.kernel, Namespaces: h.kernel.Namespaces(), Log: log})
+	overlay, err := datapath.Open(h.t.Context(), datapath.Config{Kernel: h.kernel, Filter: h.kernel.Filter(), Namespaces: h.kernel.Namespaces(), Log: log})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func (h *host) begin() {
 	}
 	h.src = &source{
 		cfg:   Config{Node: h.Name, Version: "test"},
-		under: datapath.Underlay{Addr: h.VTEP, Interface: "eth0", MTU: 1500}, cluster: h.Cluster, rec: rec, overlay: overlay,
+		under: still{Addr: h.VTEP, Interface: "eth0", MTU: 1500}, cluster: h.Cluster, rec: rec, overlay: overlay,
 		witness: witness{overlay}, engine: h.engine, started: time.Now(),
 		wait: func(context.Context, time.Duration) error { return nil },
 	}
@@ -166,3 +166,9 @@ func (h *host) node(name string) status.Node {
 }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// still is an underlay that never changes.
+type still datapath.Underlay
+
+func (u still) Underlay() datapath.Underlay { return datapath.Underlay(u) }
+func (u still) Problem() string             { return "" }

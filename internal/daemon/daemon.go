@@ -18,6 +18,7 @@ import (
 	"github.com/carrick-net/carrick/datapath/announce"
 	"github.com/carrick-net/carrick/dockerapi"
 	"github.com/carrick-net/carrick/driver"
+	"github.com/carrick-net/carrick/internal/nft"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/ipam"
 	"github.com/carrick-net/carrick/mirror"
@@ -43,7 +44,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	cache := snapshot.Open(cfg.StateDir, log.With("part", "cache"))
 	defer closeWith(cache.Close)
 	overlay, err := datapath.Open(ctx, datapath.Config{
-		Kernel: nl.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Log: log.With("part", "datapath"), Announcer: announce.Linux{},
+		Kernel: nl.Linux{}, Filter: nft.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Log: log.With("part", "datapath"), Announcer: announce.Linux{},
 		// Where Docker's own overlay, of a swarm, has its devices: for messages only.
 		Elsewhere: []netns.Store{netns.NewDir(netns.Config{Dir: "/var/run/docker/netns"})},
 	})
@@ -89,15 +90,22 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return errors.Join(err, listener.Close())
 	}
 	cl := cluster.New(facts)
-	src := &source{cfg: cfg, under: under, cluster: cl, overlay: overlay, witness: witness{overlay}, started: time.Now(), wait: wait}
+	ways := overlay.Ways(under, cfg.Advertise, 0)
+	ways.OnChange(func() {
+		cl.SetMTU(ways.Underlay().MTU)
+		if r := rec.Load(); r != nil {
+			r.ChangedAll()
+		}
+	})
+	src := &source{cfg: cfg, under: ways, cluster: cl, overlay: overlay, witness: witness{overlay}, started: time.Now(), wait: wait}
 	metrics := status.NewMetrics(cfg.Version, src.gauges())
 	src.rec = agent.New(agent.Config{
-		Facts: cl, Overlay: overlay, Log: log.With("part", "agent"), Audit: cfg.Audit,
+		Facts: cl, Overlay: overlay, Ways: ways, Log: log.With("part", "agent"), Audit: cfg.Audit,
 		Observe: func(r datapath.Report, err error) { metrics.Pass(kinds(r.Changes), kinds(r.Drift), err) },
 	})
 	rec.Store(src.rec)
 
-	tasks := []agent.Task{cl, src.rec}
+	tasks := []agent.Task{cl, src.rec, ways}
 	var stale func()
 	if engine != nil {
 		src.engine = engine
@@ -139,6 +147,6 @@ func addrOf(l net.Listener) string { return l.Addr().String() }
 // kinds names the counts of a report for the metrics.
 func kinds(c datapath.Counts) map[string]int {
 	return map[string]int{
-		"namespace": c.Namespaces, "link": c.Links, "fdb": c.FDB, "bridged": c.Bridged, "neighbour": c.Neigh,
+		"namespace": c.Namespaces, "link": c.Links, "fdb": c.FDB, "bridged": c.Bridged, "neighbour": c.Neigh, "rule": c.Rules,
 	}
 }

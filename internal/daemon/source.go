@@ -22,7 +22,7 @@ import (
 // source answers the admin API from the parts of a running agent.
 type source struct {
 	cfg     Config
-	under   datapath.Underlay
+	under   underlay
 	cluster *cluster.Cluster
 	rec     *agent.Reconciler
 	overlay *datapath.Overlay
@@ -32,6 +32,13 @@ type source struct {
 	started time.Time
 	// wait waits before a second look; nil: with a timer.
 	wait func(context.Context, time.Duration) error
+}
+
+// underlay is what the containers' packets leave by.
+type underlay interface {
+	Underlay() datapath.Underlay
+	// Problem is what is wrong with it, "" if nothing is.
+	Problem() string
 }
 
 // engine is this host's Docker engine.

@@ -94,9 +94,9 @@ const lateAfter = time.Minute
 
 // Status implements [status.Source].
 func (s *source) Status(ctx context.Context) (status.Status, error) {
-	h := s.cluster.Health()
+	h, under := s.cluster.Health(), s.under.Underlay()
 	out := status.Status{
-		Version: s.cfg.Version, Node: s.cfg.Node, Host: s.cluster.Self(), VTEP: s.under.Addr, Device: s.under.Interface, MTU: s.under.MTU,
+		Version: s.cfg.Version, Node: s.cfg.Node, Host: s.cluster.Self(), VTEP: under.Addr, Device: under.Interface, MTU: under.MTU,
 		Started: s.started, Store: s.storeLink(), Engine: s.engineLink(),
 		Networks: s.networksHere(), Local: s.endpointsHere(), Pending: h.Pending, Unpublished: h.Unpublished, PendingSince: h.Since,
 		Epoch: s.epoch(ctx), Fenced: s.cluster.State().Fenced, Cut: s.cut(), Conflicts: s.cluster.Conflicts(),
@@ -108,6 +108,12 @@ func (s *source) Status(ctx context.Context) (status.Status, error) {
 		problem("store %s: %s", out.Store.URL, out.Store.Error)
 	case out.Pending > 0 && time.Since(out.PendingSince) > lateAfter:
 		problem("the store answers, and %d networks have changes that it has not taken since %s: see the agent's log", out.Pending, out.PendingSince.Format(time.DateTime))
+	}
+	if p := s.under.Problem(); p != "" {
+		problem("%s", p)
+	}
+	if p := s.families(); p != "" {
+		problem("%s", p)
 	}
 	if s.mirror != nil && !out.Engine.OK {
 		problem("engine %s: %s", out.Engine.URL, out.Engine.Error)

@@ -48,6 +48,11 @@ type Handle interface {
 	Addresses(ctx context.Context) ([]Address, error)
 	// Routes lists the unicast routes of the main table.
 	Routes(ctx context.Context) ([]Route, error)
+	// Way asks how a packet to an address leaves, sent from another one, if that is
+	// valid.
+	Way(ctx context.Context, to, from netip.Addr) (Way, error)
+	// Notices watches what decides on ways from now on.
+	Notices(ctx context.Context) (Notices, error)
 	// Send sends changes in order and returns an error per change, or nil if all
 	// went well. A failed change does not keep the rest from being sent. When
 	// ctx ends or the socket breaks, the rest get that error.
@@ -203,4 +208,5 @@ type Route struct {
 	Link   int          // of the first next hop; 0 if there is none
 	Source netip.Addr   // preferred source; zero = not set
 	Metric uint32
+	MTU    int // bytes; 0 = not set
 }

@@ -62,7 +62,7 @@ func (h *handle) Routes(ctx context.Context) ([]Route, error) {
 					link = r.MultiPath[0].LinkIndex
 				}
 				src, _ := netip.AddrFromSlice(r.Src)
-				out = append(out, Route{Dst: dst, Link: link, Source: src.Unmap(), Metric: uint32(r.Priority)})
+				out = append(out, Route{Dst: dst, Link: link, Source: src.Unmap(), Metric: uint32(r.Priority), MTU: r.MTU})
 			}
 		}
 		return nil

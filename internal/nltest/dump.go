@@ -81,7 +81,7 @@ func (k *Kernel) dumpSpace(n string, s *space) []string {
 		slices.Sort(rows)
 		out = append(out, rows...)
 	}
-	return out
+	return append(out, s.dumpFilter(n)...)
 }
 
 // dumpLink prints a link of a namespace; the loopback device is not mentioned.

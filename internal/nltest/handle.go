@@ -3,7 +3,11 @@ package nltest
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"reflect"
+	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/netns"
@@ -145,6 +149,35 @@ func (h *handle) Addresses(context.Context) ([]nl.Address, error) { return nil, 
 
 // Routes is not modelled.
 func (h *handle) Routes(context.Context) ([]nl.Route, error) { return nil, nil }
+
+// Way is not modelled.
+func (h *handle) Way(_ context.Context, to, _ netip.Addr) (nl.Way, error) {
+	return nl.Way{}, errno("ip route get "+to.String(), unix.ENETUNREACH, "", nil)
+}
+
+// Notices is not modelled: nothing is ever told.
+func (h *handle) Notices(context.Context) (nl.Notices, error) {
+	return &silence{closed: make(chan struct{})}, nil
+}
+
+type silence struct {
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (s *silence) Close() error {
+	s.once.Do(func() { close(s.closed) })
+	return nil
+}
+
+func (s *silence) Wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.closed:
+		return nl.ErrClosed
+	}
+}
 
 func (h *handle) Send(ctx context.Context, changes ...nl.Change) []error {
 	h.k.mu.Lock()

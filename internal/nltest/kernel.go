@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/internal/nft"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/netns"
 )
@@ -77,6 +78,7 @@ type space struct {
 	bridged   map[bridgedKey]nl.FDBEntry // one row per bridge, MAC and VLAN
 	neigh     map[neighKey]nl.Neighbour
 	subs      []*events
+	clamp     nft.State
 	dead      bool
 }
 
