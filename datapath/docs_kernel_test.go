@@ -81,8 +81,9 @@ func pages() []page {
 			about:   "    docker network create -d carrick --ipam-driver carrick --subnet 10.42.0.0/16 -o vni=7 -o port=8472 -o mtu=1400 app",
 		},
 		{
-			file: "jumbo.md", title: "Hosts with different MTUs", network: network(nil, four), mtus: map[int]int{1: 9000, 2: 1500, 3: 9000},
-			about: "The underlay of h1 and h3 carries 9000 bytes, that of h2 1500.",
+			file: "jumbo.md", title: "Hosts with different MTUs", mtus: map[int]int{1: 1500, 2: 9000, 3: 9000},
+			network: network(func(n *carrick.Network) { n.MTU = 8950 }, four),
+			about:   "The network was made when there were h2 and h3, whose underlay carries 9000 bytes. That of h1 carries 1500: the MSS of TCP\nis held down in both directions.",
 		},
 		{
 			file: "fenced.md", title: "A container that is cut off", network: network(nil, four), fenced: true,
