@@ -240,7 +240,22 @@ func decodeNeighbour(body []byte) (Neighbour, error) {
 	})
 }
 
+// decodeNSID reads RTM_NEWNSID; a namespace that was never met is -1.
+func decodeNSID(body []byte) (NSID, error) {
+	id := NoNSID
+	if len(body) < sizeofRtgenmsg {
+		return id, errMalformed
+	}
+	return id, attrs(body[sizeofRtgenmsg:], func(typ uint16, v []byte) error {
+		if typ == unix.NETNSA_NSID && len(v) == 4 {
+			id = NSID(int32(readU32(v)))
+		}
+		return nil
+	})
+}
+
 const (
-	sizeofNdmsg = 12 // struct ndmsg of linux/neighbour.h
-	ndaNhID     = 13 // NDA_NH_ID, which x/sys lacks
+	sizeofRtgenmsg = 4  // struct rtgenmsg of linux/rtnetlink.h, padded
+	sizeofNdmsg    = 12 // struct ndmsg of linux/neighbour.h
+	ndaNhID        = 13 // NDA_NH_ID, which x/sys lacks
 )

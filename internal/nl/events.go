@@ -90,6 +90,7 @@ func (e *events) receive(wait bool) (out []LinkEvent, err error) {
 	if err != nil {
 		return nil, e.closed(err)
 	}
+	overrun := false
 	for {
 		var n int
 		var from unix.Sockaddr
@@ -104,9 +105,16 @@ func (e *events) receive(wait bool) (out []LinkEvent, err error) {
 		case err != nil:
 			return out, e.closed(err)
 		case errors.Is(rerr, unix.EAGAIN):
+			if overrun {
+				return out, ErrOverrun
+			}
 			return out, nil
 		case errors.Is(rerr, unix.ENOBUFS):
-			return out, ErrOverrun
+			// Until the queue has been emptied the kernel drops all further events and
+			// says nothing (netlink_overrun, netlink_rcv_wake), so whoever is told now
+			// and reads the links could miss what comes next.
+			overrun, wait = true, false
+			continue
 		case rerr != nil:
 			return out, fmt.Errorf("receive link events: %w", rerr)
 		}

@@ -2,7 +2,9 @@ package nl
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -11,25 +13,25 @@ import (
 )
 
 // Linux is the kernel this process runs on.
-type Linux struct{}
+type Linux struct {
+	Traffic *Traffic // counts what its handles carry; nil: nobody counts
+}
 
 var _ Kernel = Linux{}
 
 // Open returns a handle for ns.
-func (Linux) Open(ctx context.Context, ns netns.Namespace) (Handle, error) {
+func (k Linux) Open(ctx context.Context, ns netns.Namespace) (Handle, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	s, err := openSocket(ns)
+	s, err := openSocket(ns.Name(), func() (conn, error) { return dial(ns, k.Traffic) })
 	if err != nil {
 		return nil, fmt.Errorf("network namespace %s: %w", ns.ID(), err)
 	}
 	return &handle{ns: ns, sock: s}, nil
 }
 
-// handle is a namespace's. Its library handle is opened per use: it serves
-// listings that are made now and then, and needs the namespace for a moment
-// only.
+// handle is a namespace's.
 type handle struct {
 	ns   netns.Namespace
 	sock *socket
@@ -138,17 +140,45 @@ func (h *handle) Neighbours(ctx context.Context, link Ref) ([]Neighbour, error) 
 
 func (h *handle) NSID(ctx context.Context, other netns.Namespace) (NSID, error) {
 	id := NoNSID
-	err := h.library(ctx, "get namespace id", func(l *netlink.Handle) (err error) {
-		n, err := l.GetNetNsIdByFd(other.FD())
-		id = NSID(n)
-		return err
-	})
+	err := h.sock.dump(ctx, "get the namespace id of "+other.ID().String(),
+		func() {},
+		func(e *encoder, seq uint32) {
+			e.begin(unix.RTM_GETNSID, 0, seq)
+			e.buf = append(e.buf, unix.AF_UNSPEC, 0, 0, 0) // struct rtgenmsg, padded
+			e.attrU32(unix.NETNSA_FD, uint32(other.FD()))
+		},
+		func(body []byte) (err error) {
+			id, err = decodeNSID(body)
+			return err
+		})
 	return id, err
 }
 
 // library runs fn with a handle of the library inside the namespace, again when
-// the listing was interrupted.
+// the listing was interrupted or lost: each time with a new handle, since the
+// library leaves a listing that failed half read on the socket, which is then
+// busy.
 func (h *handle) library(ctx context.Context, op string, fn func(*netlink.Handle) error) error {
+	losses := 0
+	for range dumpTries {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		err := h.libraryOnce(fn)
+		switch {
+		case isInterrupted(err):
+		case lost(err) && losses < lossTries:
+			losses++
+		case err != nil:
+			return fmt.Errorf("%s: %w", op, err)
+		default:
+			return nil
+		}
+	}
+	return fmt.Errorf("%s: %w", op, ErrDumpInterrupted)
+}
+
+func (h *handle) libraryOnce(fn func(*netlink.Handle) error) error {
 	// Not NewHandleAt, which does not notice when a thread cannot be brought back.
 	var l *netlink.Handle
 	err := netns.Do(h.ns, func() (err error) {
@@ -156,22 +186,10 @@ func (h *handle) library(ctx context.Context, op string, fn func(*netlink.Handle
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("%s: open netlink handle: %w", op, err)
+		return fmt.Errorf("open netlink handle: %w", err)
 	}
 	defer l.Close()
-	for range dumpTries {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		err := fn(l)
-		if !isInterrupted(err) {
-			if err != nil {
-				return fmt.Errorf("%s: %w", op, err)
-			}
-			return nil
-		}
-	}
-	return fmt.Errorf("%s: %w", op, ErrDumpInterrupted)
+	return errors.Join(l.SetSocketTimeout(timeout*time.Second), fn(l))
 }
 
 // rtextFilterSkipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: half of

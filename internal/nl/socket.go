@@ -8,8 +8,6 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/carrick-net/carrick/netns"
 )
 
 const (
@@ -22,6 +20,9 @@ const (
 	// recvSize is more than the kernel puts into one answer (32 KiB,
 	// netlink_recvmsg).
 	recvSize = 64 << 10
+	// lossTries bounds how often a request is repeated because it or its answer
+	// was lost.
+	lossTries = 3
 	// timeout bounds the wait for an answer, which the kernel gives at once.
 	timeout = 15 // seconds
 )
@@ -29,48 +30,58 @@ const (
 // socket is a request socket in one namespace. The library's own handle was not
 // enough: it sends one message per system call and loses the errno of a failed
 // subscription.
+//
+// A socket that failed is given up and the next request opens another: in the
+// old one answers may be waiting that nobody asked for any more, or a listing
+// that was not read to its end, which keeps the kernel from starting the next.
 type socket struct {
-	ns string // name of the namespace, "" for the host's
+	ns   string // name of the namespace, "" for the host's
+	dial func() (conn, error)
 
 	mu     sync.Mutex // held from request to answer; guards the rest
-	fd     int
+	conn   conn       // nil: to be opened
 	closed bool
 	seq    uint32
 	enc    encoder
 	recv   []byte
 }
 
-func openSocket(ns netns.Namespace) (*socket, error) {
-	fd := -1
-	err := netns.Do(ns, func() (err error) {
-		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
-		return err
-	})
+// openSocket opens the first conn, so that a namespace that cannot be entered is
+// noticed now.
+func openSocket(ns string, dial func() (conn, error)) (*socket, error) {
+	c, err := dial()
 	if err != nil {
-		return nil, fmt.Errorf("open netlink socket: %w", err)
+		return nil, err
 	}
-	s := &socket{ns: ns.Name(), fd: fd, recv: make([]byte, recvSize)}
-	err = errors.Join(
-		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
-		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1),
-		// Errors need not quote the request.
-		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1),
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: timeout}),
-	)
-	if err != nil {
-		return nil, fmt.Errorf("set up netlink socket: %w", errors.Join(err, unix.Close(fd)))
-	}
-	return s, nil
+	return &socket{ns: ns, dial: dial, conn: c, recv: make([]byte, recvSize)}, nil
 }
 
 func (s *socket) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.closed = true
+	return s.giveUp()
+}
+
+// ready makes sure that there is a conn. Called with mu held, as all below are.
+func (s *socket) ready() (err error) {
 	if s.closed {
+		return ErrClosed
+	}
+	if s.conn == nil {
+		s.conn, err = s.dial()
+	}
+	return err
+}
+
+// giveUp closes the conn.
+func (s *socket) giveUp() error {
+	if s.conn == nil {
 		return nil
 	}
-	s.closed = true
-	return unix.Close(s.fd)
+	c := s.conn
+	s.conn = nil
+	return c.close()
 }
 
 // send sends changes and returns an error per change, or nil.
@@ -105,8 +116,8 @@ func (s *socket) send(ctx context.Context, changes []Change) []error {
 // batch sends a few changes at once. fail is told which failed; the error is
 // about the socket.
 func (s *socket) batch(changes []Change, fail func(i int, err error)) error {
-	if s.closed {
-		return ErrClosed
+	if err := s.ready(); err != nil {
+		return err
 	}
 	first := s.seq + 1
 	s.seq += uint32(len(changes))
@@ -126,7 +137,7 @@ func (s *socket) batch(changes []Change, fail func(i int, err error)) error {
 		err := s.read(func(h header, body []byte) error {
 			i := h.seq - first
 			if h.typ != unix.NLMSG_ERROR || i >= uint32(len(changes)) {
-				return nil // of an earlier request that timed out
+				return nil // of an earlier request
 			}
 			errno, text, err := decodeError(h, body)
 			if err != nil {
@@ -146,30 +157,40 @@ func (s *socket) batch(changes []Change, fail func(i int, err error)) error {
 }
 
 // dump sends a listing request and calls fn with every answer, from the start
-// again (after reset) when the kernel says that its tables changed meanwhile.
+// again (after reset) when the kernel's tables changed meanwhile, and when an
+// answer got lost.
 func (s *socket) dump(ctx context.Context, op string, reset func(), request func(*encoder, uint32), fn func(body []byte) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	losses := 0
 	for range dumpTries {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		reset()
 		interrupted, err := s.dumpOnce(op, request, fn)
+		switch {
 		// EINTR is how the kernel breaks off a dump it cannot make consistent.
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil || !interrupted {
+		case errors.Is(err, unix.EINTR):
+		case lost(err) && losses < lossTries:
+			losses++
+		case err != nil || !interrupted:
 			return err
 		}
 	}
 	return fmt.Errorf("%s: %w", op, ErrDumpInterrupted)
 }
 
+// lost says whether an answer was lost for a reason that asking again may cure:
+// no memory or no room (ENOBUFS), not in time (EAGAIN), cut off, or refused
+// because another listing is under way on the socket (EBUSY).
+func lost(err error) bool {
+	return errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EBUSY) || errors.Is(err, errTruncated)
+}
+
 func (s *socket) dumpOnce(op string, request func(*encoder, uint32), fn func(body []byte) error) (interrupted bool, err error) {
-	if s.closed {
-		return false, fmt.Errorf("%s: %w", op, ErrClosed)
+	if err := s.ready(); err != nil {
+		return false, fmt.Errorf("%s: %w", op, err)
 	}
 	s.seq++
 	s.enc.buf = s.enc.buf[:0]
@@ -178,13 +199,12 @@ func (s *socket) dumpOnce(op string, request func(*encoder, uint32), fn func(bod
 	if err := s.write(); err != nil {
 		return false, fmt.Errorf("%s: %w", op, err)
 	}
-	// An answer that cannot be read does not end the dump: until the kernel has
-	// sent all of it, it refuses the next one (EBUSY).
+	// An answer that makes no sense does not end the dump, whose end must be read.
 	var first error
 	for done := false; !done; {
 		err := s.read(func(h header, body []byte) error {
 			if h.seq != s.seq {
-				return nil // of an earlier request that timed out
+				return nil // of an earlier request
 			}
 			interrupted = interrupted || h.flags&unix.NLM_F_DUMP_INTR != 0
 			err := error(nil)
@@ -215,11 +235,19 @@ func (s *socket) dumpOnce(op string, request func(*encoder, uint32), fn func(bod
 	return interrupted, first
 }
 
+// write sends what was encoded. If the kernel has no memory for it (ENOBUFS), it
+// has seen nothing of it.
 func (s *socket) write() error {
-	for {
-		err := unix.Sendto(s.fd, s.enc.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-		if !errors.Is(err, unix.EINTR) {
-			return wrapSocket("send", err)
+	for tries := 0; ; {
+		err := s.conn.send(s.enc.buf)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.ENOBUFS) && tries < lossTries:
+			tries++
+		default:
+			return s.broken("send", err)
 		}
 	}
 }
@@ -227,18 +255,31 @@ func (s *socket) write() error {
 // read receives once and calls fn for each message.
 func (s *socket) read(fn func(h header, body []byte) error) error {
 	for {
-		n, from, err := unix.Recvfrom(s.fd, s.recv, 0)
-		if errors.Is(err, unix.EINTR) {
+		n, kernel, err := s.conn.receive(s.recv)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return s.broken("receive", err)
+		case n > len(s.recv):
+			s.recv = make([]byte, n)
+			return s.broken("receive", errTruncated)
+		case !kernel:
 			continue
 		}
-		if err != nil {
-			return wrapSocket("receive", err)
+		if err := messages(s.recv[:n], fn); err != nil {
+			return s.broken("receive", err)
 		}
-		if sa, ok := from.(*unix.SockaddrNetlink); !ok || sa.Pid != 0 {
-			continue // not the kernel
-		}
-		return messages(s.recv[:n], fn)
+		return nil
 	}
+}
+
+// errTruncated is an answer for which there was no room.
+var errTruncated = errors.New("the answer was cut off")
+
+// broken gives the conn up.
+func (s *socket) broken(op string, err error) error {
+	return wrapSocket(op, errors.Join(err, s.giveUp()))
 }
 
 func wrapSocket(op string, err error) error {
