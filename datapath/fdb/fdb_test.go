@@ -1,6 +1,7 @@
 package fdb_test
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -379,6 +380,77 @@ func TestAFailureIsReportedAndMadeGood(t *testing.T) {
 		}
 		if res := n.apply(t, someRows()); !res.Read {
 			t.Errorf("after a failed %s: %+v", op, res)
+		}
+	}
+}
+
+// restless lists tables as the kernel does while somebody else writes to them:
+// some rows come twice, as often as it is asked.
+type restless struct {
+	nl.Handle
+	left int
+	lie  func(rows []nl.FDBEntry) []nl.FDBEntry
+}
+
+func (h *restless) FDB(ctx context.Context) ([]nl.FDBEntry, error) {
+	rows, err := h.Handle.FDB(ctx)
+	if h.left > 0 {
+		h.left--
+		rows = append(h.lie(rows), rows...)
+	}
+	return rows, err
+}
+
+func (h *restless) Neighbours(ctx context.Context, l nl.Ref) ([]nl.Neighbour, error) {
+	rows, err := h.Handle.Neighbours(ctx, l)
+	if h.left > 0 {
+		rows = append(slices.Clone(rows), rows...)
+	}
+	return rows, err
+}
+
+func TestARowThatIsListedTwiceIsNotRemoved(t *testing.T) {
+	t.Parallel()
+	for _, times := range []int{1, 2, 3, 7} {
+		for name, lie := range map[string]func([]nl.FDBEntry) []nl.FDBEntry{
+			"the same row": slices.Clone[[]nl.FDBEntry],
+			"the row of before": func(rows []nl.FDBEntry) []nl.FDBEntry {
+				out := slices.Clone(rows)
+				for i := range out {
+					if out[i].Self {
+						out[i].VTEP = addr("192.0.2.66")
+					}
+				}
+				return out
+			},
+		} {
+			n := newNetwork(t)
+			want := fdb.Rows{
+				FDB:     []plan.FDBRow{behind(mac(1), "192.0.2.2"), behind(mac(2), "192.0.2.3"), {VTEP: addr("192.0.2.2")}, {VTEP: addr("192.0.2.3")}},
+				Bridged: []plan.BridgeRow{at(mac(1), "vxlan0"), at(mac(2), "vxlan0"), at(mac(3), "p1")},
+				Neigh:   []plan.NeighRow{has("10.0.0.1", mac(1)), has("10.0.0.2", mac(2))},
+			}
+			n.apply(t, want)
+			before := n.rows()
+			n.log()
+			h := n.h
+			n.h = &restless{Handle: h, left: times, lie: lie}
+			n.t = fdb.New()
+			res, err := n.t.Apply(t.Context(), n.h, n.dev, want)
+			if err != nil || n.rows() != before {
+				t.Errorf("%s, %d times: %v, the kernel holds\n%s\nwant\n%s", name, times, err, n.rows(), before)
+			}
+			if sent := n.log(); times < 3 && (len(sent) != 0 || res.Changes.Total() != 0) {
+				t.Errorf("%s, %d times: sent %q", name, times, sent)
+			}
+			// In the end it is as it was.
+			n.h = h
+			n.t.QueueResync()
+			n.apply(t, want)
+			n.t.QueueResync()
+			if res := n.apply(t, want); n.rows() != before || res.Changes.Total() != 0 {
+				t.Errorf("%s, %d times, afterwards: %+v\n%s", name, times, res, n.rows())
+			}
 		}
 	}
 }

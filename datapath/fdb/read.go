@@ -2,6 +2,7 @@ package fdb
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -11,9 +12,72 @@ import (
 	"github.com/carrick-net/carrick/plan"
 )
 
+// readTries is how often rows are read before a key that is there twice is
+// believed to be.
+const readTries = 3
+
 // read reads the rows that Carrick may own. clear removes rows which cannot be
 // put right by writing over them; what they held counts as not there.
+//
+// The kernel lists these tables bucket by bucket and says nothing if they change
+// meanwhile (no NLM_F_DUMP_INTR: rtnl_fdb_dump, neigh_dump_table): rows may come
+// twice or not at all. One that came twice and was taken for two would be
+// deleted as the second.
 func read(ctx context.Context, h nl.Handle, dev Devices) (t tables, clear []nl.Change, err error) {
+	for try := 1; ; try++ {
+		if t, clear, err = readOnce(ctx, h, dev); err != nil {
+			return tables{}, nil, err
+		}
+		again := t.double(dev)
+		if len(again) == 0 {
+			return t, clear, nil
+		}
+		if try == readTries {
+			return t, append(clear, again...), nil
+		}
+	}
+}
+
+// double takes out the keys that are there twice, and says how to remove them.
+func (t *tables) double(dev Devices) (clear []nl.Change) {
+	t.fdb, clear = once(t.fdb, clear,
+		func(a, b plan.FDBRow) bool {
+			// Several destinations may stand behind a group address.
+			return a.MAC == b.MAC && (a.VTEP == b.VTEP || a.MAC.IsUnicast())
+		},
+		func(r plan.FDBRow) nl.Change { return nl.DelFDB{Link: dev.VXLAN, MAC: r.MAC, VTEP: r.VTEP} })
+	t.bridged, clear = once(t.bridged, clear,
+		func(a, b plan.BridgeRow) bool { return a.MAC == b.MAC },
+		func(r plan.BridgeRow) nl.Change { return nl.DelBridged{Link: dev.Ports[r.Port], MAC: r.MAC} })
+	t.neigh, clear = once(t.neigh, clear,
+		func(a, b plan.NeighRow) bool { return a.Addr == b.Addr },
+		func(r plan.NeighRow) nl.Change { return nl.DelNeigh{Link: dev.VXLAN, Addr: r.Addr} })
+	return clear
+}
+
+// once keeps of sorted rows those whose key is there once.
+func once[R comparable](rows []R, clear []nl.Change, same func(a, b R) bool, del func(R) nl.Change) ([]R, []nl.Change) {
+	n := 0
+	for i := 0; i < len(rows); {
+		j := i + 1
+		for j < len(rows) && same(rows[i], rows[j]) {
+			j++
+		}
+		if j == i+1 {
+			rows[n] = rows[i]
+			n++
+		}
+		for k := i; j > i+1 && k < j; k++ {
+			if k == i || rows[k] != rows[k-1] {
+				clear = append(clear, del(rows[k]))
+			}
+		}
+		i = j
+	}
+	return rows[:n], clear
+}
+
+func readOnce(ctx context.Context, h nl.Handle, dev Devices) (t tables, clear []nl.Change, err error) {
 	rows, err := h.FDB(ctx)
 	if err != nil {
 		return tables{}, nil, err
@@ -69,9 +133,9 @@ func read(ctx context.Context, h nl.Handle, dev Devices) (t tables, clear []nl.C
 			}
 		}
 	}
-	slices.SortFunc(t.fdb, orderFDB)
-	slices.SortFunc(t.bridged, orderBridged)
-	slices.SortFunc(t.neigh, orderNeigh)
+	slices.SortFunc(t.fdb, func(a, b plan.FDBRow) int { return cmp.Or(orderFDB(a, b), a.VTEP.Compare(b.VTEP)) })
+	slices.SortFunc(t.bridged, func(a, b plan.BridgeRow) int { return cmp.Or(orderBridged(a, b), cmp.Compare(a.Port, b.Port)) })
+	slices.SortFunc(t.neigh, func(a, b plan.NeighRow) int { return cmp.Or(orderNeigh(a, b), bytes.Compare(a.MAC[:], b.MAC[:])) })
 	return t, clear, nil
 }
 
