@@ -158,19 +158,27 @@ func (a *Applier) takeResync() string {
 func (a *Applier) Changed() <-chan struct{} { return a.changed }
 
 // apply runs once, and once more with the kernel read back if the first run
-// relied on memory and failed: then memory may have been wrong.
+// relied on memory and failed, or met something that was not there, or no
+// longer, when it looked: then what it knew was wrong.
 func (a *Applier) apply(ctx context.Context, want plan.Network) (Report, error) {
 	reason := a.takeResync()
 	rep, err := a.run(ctx, want, reason)
-	if reason == "" && (err != nil || rep.broken()) && ctx.Err() == nil {
-		first := rep.Changes
+	if (err != nil || rep.broken()) && (reason == "" || surprised(err) || surprised(rep.Failed())) && ctx.Err() == nil {
+		first := rep
 		rep, err = a.run(ctx, want, a.takeResync())
-		rep.Changes.add(first)
+		rep.Changes.add(first.Changes)
+		rep.Drift.add(first.Drift)
 	}
 	if n := rep.Drift.Total(); n > 0 {
 		a.log.Warn("repaired what somebody else had changed", "objects", n, "drift", fmt.Sprintf("%+v", rep.Drift), "found by", rep.Resync)
 	}
 	return rep, err
+}
+
+// surprised says whether a failure means that something came or went between
+// reading and sending.
+func surprised(err error) bool {
+	return errors.Is(err, nl.ErrExists) || errors.Is(err, nl.ErrNotFound) || errors.Is(err, netns.ErrExists)
 }
 
 // run is one attempt. With a reason it reads the kernel back first. If anything

@@ -12,13 +12,26 @@ import (
 	"github.com/carrick-net/carrick/plan"
 )
 
+// conflictError says what is in the way instead of the kernel's "file exists",
+// which tells nobody anything.
+type conflictError struct {
+	text  string
+	cause error
+}
+
+func (e *conflictError) Error() string   { return ErrConflict.Error() + ": " + e.text }
+func (e *conflictError) Unwrap() []error { return []error{ErrConflict, e.cause} }
+
+func inTheWay(cause error, format string, args ...any) error {
+	return &conflictError{text: fmt.Sprintf(format, args...), cause: cause}
+}
+
 // whoHasVNI explains why a vxlan device could not be made because it exists: the
 // kernel wants each VNI once per UDP port of a host, whatever namespace its
 // device was put into. It looks where devices can be found.
 func (o *Overlay) whoHasVNI(ctx context.Context, want plan.VXLAN, own string, cause error) error {
 	say := func(format string, args ...any) error {
-		return fmt.Errorf("%w: VNI %d on UDP port %d of this host is taken by %s: %w",
-			ErrConflict, want.VNI, want.Port, fmt.Sprintf(format, args...), cause)
+		return inTheWay(cause, "VNI %d on UDP port %d of this host is taken by %s", want.VNI, want.Port, fmt.Sprintf(format, args...))
 	}
 	has := func(list []nl.Link) string {
 		for _, l := range list {

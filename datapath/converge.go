@@ -3,6 +3,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/carrick-net/carrick/datapath/fdb"
 	"github.com/carrick-net/carrick/internal/nl"
@@ -66,6 +67,9 @@ func (r *run) namespace() error {
 			if ns, err = store.Create(r.ctx, name); err == nil {
 				r.rep.Changes.Namespaces++
 			}
+		}
+		if errors.Is(err, netns.ErrExists) { // somebody was faster
+			ns, err = store.Open(r.ctx, name)
 		}
 		if err != nil {
 			return err
@@ -217,33 +221,20 @@ func (r *run) bridge() (nl.Ref, error) {
 }
 
 // vxlan makes the device, again if what cannot be altered is not as it should
-// be. It is made under a passing name: until Linux 6.14 the kernel looked for
-// the name in the host's namespace, where somebody may have a vxlan0.
+// be.
 func (r *run) vxlan(br nl.Ref) error {
 	want := r.want.VXLAN
-	local := want.Local.Unmap()
 	l := r.device()
 	changed := false
-	if l != nil && !r.good(l) {
+	for l != nil && !r.good(l) {
 		if err := r.remove(l); err != nil {
 			return err
 		}
-		l, changed = nil, true
+		l, changed = r.device(), true
 	}
 	if l == nil {
-		passing := fmt.Sprintf("ckvx%d", want.VNI)
-		err := one(r.ctx, r.a.o.hostH, nl.AddVXLAN{Name: passing, Target: r.a.ns, Master: br,
-			MTU: want.MTU, VNI: want.VNI, Port: want.Port, Local: local})
-		if errors.Is(err, nl.ErrExists) {
-			err = r.a.o.whoHasVNI(r.ctx, want, r.want.Namespace, err)
-		}
-		if err == nil {
-			l, err = r.made(passing)
-		}
-		if err == nil { // now the two namespaces know one another
-			r.a.hostID, err = r.a.h.NSID(r.ctx, r.a.o.host)
-		}
-		if err != nil {
+		var err error
+		if l, err = r.newVXLAN(br); err != nil {
 			return err
 		}
 		changed = true
@@ -251,6 +242,43 @@ func (r *run) vxlan(br nl.Ref) error {
 	fixed, err := r.settle(l, shape{name: want.Name, mtu: want.MTU, master: br})
 	r.count(changed || fixed, r.a.applied != nil && r.a.applied.vxlan == want)
 	return portInUse(want, err)
+}
+
+// newVXLAN makes the device under a passing name: until Linux 6.14 the kernel
+// looked for the name in the host's namespace, where somebody may have a vxlan0,
+// and indeed one of the passing names. What of the network's own namespace is in
+// the way goes, also if the plan is partial: it cannot be anything's.
+func (r *run) newVXLAN(br nl.Ref) (*nl.Link, error) {
+	want := r.want.VXLAN
+	passing := fmt.Sprintf("ckvx%d", want.VNI)
+	for _, l := range r.a.links.sorted() {
+		if strings.HasPrefix(l.Name, passing) || l.VXLAN != nil && l.VXLAN.VNI == want.VNI && l.VXLAN.Port == want.Port {
+			if err := r.remove(l); err != nil {
+				return nil, err
+			}
+		}
+	}
+	host := r.a.o.hostH
+	var err error
+	for _, suffix := range []string{"", "a", "b", "c"} {
+		passing := passing + suffix
+		err = one(r.ctx, host, nl.AddVXLAN{Name: passing, Target: r.a.ns, Master: br,
+			MTU: want.MTU, VNI: want.VNI, Port: want.Port, Local: want.Local.Unmap()})
+		if err == nil {
+			l, err := r.made(passing)
+			if err == nil { // now the two namespaces know one another
+				r.a.hostID, err = r.a.h.NSID(r.ctx, r.a.o.host)
+			}
+			return l, err
+		}
+		if !errors.Is(err, nl.ErrExists) {
+			return nil, err
+		}
+		if _, lerr := host.Link(r.ctx, nl.Ref{Name: passing}); lerr != nil {
+			break // it was not the name
+		}
+	}
+	return nil, r.a.o.whoHasVNI(r.ctx, want, r.want.Namespace, err)
 }
 
 // device finds the vxlan device: by its name or, if somebody renamed it or a

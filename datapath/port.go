@@ -12,14 +12,20 @@ import (
 // ports brings every endpoint's port to the plan; each has its own verdict.
 func (r *run) ports(br nl.Ref) {
 	// A port that lost its name can be told by its alias.
-	renamed := map[string]*nl.Link{}
+	renamed, planned := map[string]*nl.Link{}, map[string]bool{}
+	for _, p := range r.want.Ports {
+		planned[string(p.Endpoint)] = true
+	}
 	for _, l := range r.a.links.sorted() {
 		if l.Kind == nl.KindVeth && l.Alias != "" {
 			renamed[l.Alias] = l
 		}
 	}
 	for _, p := range r.want.Ports {
-		err := r.port(br, p, renamed[string(p.Endpoint)])
+		err := r.freeName(p, planned)
+		if err == nil {
+			err = r.port(br, p, renamed[string(p.Endpoint)])
+		}
 		if err != nil {
 			err = fmt.Errorf("endpoint %s: %w", p.Endpoint.Short(), err)
 		}
@@ -27,16 +33,34 @@ func (r *run) ports(br nl.Ref) {
 	}
 }
 
-func (r *run) port(br nl.Ref, p plan.Port, aliased *nl.Link) error {
+// freeName makes sure that a port's name is nobody else's. The port of another
+// endpoint of the plan, to which somebody gave this name, will get its own back.
+func (r *run) freeName(p plan.Port, planned map[string]bool) error {
 	l := r.a.links.byName[p.Name]
-	if l != nil && !adoptable(l, p) {
-		// Of another endpoint whose id begins alike, or not a veth at all.
-		if err := r.remove(l); err != nil {
+	if l == nil || adoptable(l, p) {
+		return nil
+	}
+	if l.Kind == nl.KindVeth && planned[l.Alias] {
+		aside := fmt.Sprintf("ckp%d", l.Index)
+		if err := r.down(l); err != nil {
 			return err
 		}
-		r.rep.Changes.Links++
-		l = nil
+		if err := r.set(nl.SetLink{Link: l.Ref, Rename: aside}); err != nil {
+			return err
+		}
+		r.a.links.rename(l, aside)
+		return nil
 	}
+	// Of another endpoint whose id begins alike, or not a veth at all.
+	if err := r.remove(l); err != nil {
+		return err
+	}
+	r.rep.Changes.Links++
+	return nil
+}
+
+func (r *run) port(br nl.Ref, p plan.Port, aliased *nl.Link) error {
+	l := r.a.links.byName[p.Name]
 	if l == nil && aliased != nil && r.a.links.byIndex[aliased.Index] == aliased {
 		l = aliased
 	}
@@ -81,19 +105,52 @@ func adoptable(l *nl.Link, p plan.Port) bool {
 // pair makes the endpoint's veth pair.
 func (r *run) pair(br nl.Ref, p plan.Port) (*nl.Link, error) {
 	host := r.a.o.hostH
-	err := one(r.ctx, host, nl.AddVeth{Name: p.Name, Target: r.a.ns, Master: br, MTU: p.MTU, Outer: p.Outer, OuterMAC: p.MAC})
+	add := nl.AddVeth{Name: p.Name, Target: r.a.ns, Master: br, MTU: p.MTU, Outer: p.Outer, OuterMAC: p.MAC}
+	err := one(r.ctx, host, add)
 	if errors.Is(err, nl.ErrExists) {
-		for _, name := range []string{p.Outer, p.Name} {
-			if l, lerr := host.Link(r.ctx, nl.Ref{Name: name}); lerr == nil {
-				return nil, fmt.Errorf("%w: the host has a link %s (kind %q, alias %q) already: ip link del %s: %w",
-					ErrConflict, l.Name, l.Kind, l.Alias, l.Name, err)
-			}
+		var ours bool
+		if ours, err = r.inPairsWay(p, err); ours {
+			err = one(r.ctx, host, add)
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
 	return r.made(p.Name)
+}
+
+// inPairsWay removes the pair that has the outer end's name, if its other end is
+// here, so that it is ours, and no endpoint's. Else it explains what has a name
+// that the pair needs; kernels before 6.14 want both to be free in the host's
+// namespace.
+func (r *run) inPairsWay(p plan.Port, cause error) (removed bool, err error) {
+	for _, name := range []string{p.Outer, p.Name} {
+		far, err := r.a.o.hostH.Link(r.ctx, nl.Ref{Name: name})
+		if err != nil {
+			continue
+		}
+		for _, l := range r.a.links.sorted() {
+			if l.Kind != nl.KindVeth || l.Peer != far.Index || l.PeerNS != r.a.hostID || far.Kind != nl.KindVeth {
+				continue
+			}
+			if r.isPort(l) {
+				return false, cause // it gets its own name back, and the next run finds this one free
+			}
+			return true, r.remove(l)
+		}
+		return false, inTheWay(cause, "the host has a link %s (kind %q, alias %q) already: ip link del %s", far.Name, far.Kind, far.Alias, far.Name)
+	}
+	return false, cause
+}
+
+// isPort says whether a link is an endpoint's port in the plan.
+func (r *run) isPort(l *nl.Link) bool {
+	for _, p := range r.want.Ports {
+		if l.Name == p.Name || l.Alias == string(p.Endpoint) {
+			return true
+		}
+	}
+	return false
 }
 
 // outer looks at the other end of the pair. In the host's namespace it is still
@@ -123,7 +180,12 @@ func (r *run) outer(l *nl.Link, p plan.Port) (changed bool, err error) {
 		return false, nil
 	}
 	set := nl.SetLink{Link: far.Ref}
-	if far.Name != p.Outer && !far.Up {
+	if far.Name != p.Outer {
+		if far.Up { // a link that is up keeps its name before Linux 6.2
+			if err := one(r.ctx, r.a.o.hostH, nl.SetLink{Link: far.Ref, Up: nl.Off}); err != nil {
+				return false, err
+			}
+		}
 		set.Rename = p.Outer
 	}
 	if far.MTU != p.MTU {
@@ -135,5 +197,9 @@ func (r *run) outer(l *nl.Link, p plan.Port) (changed bool, err error) {
 	if set == (nl.SetLink{Link: far.Ref}) {
 		return false, nil
 	}
-	return true, one(r.ctx, r.a.o.hostH, set)
+	err = one(r.ctx, r.a.o.hostH, set)
+	if errors.Is(err, nl.ErrExists) {
+		err = inTheWay(err, "the host has a link %s already, and the endpoint's own is called %s: ip link del %s", p.Outer, far.Name, p.Outer)
+	}
+	return true, err
 }
