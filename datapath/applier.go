@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/carrick-net/carrick"
@@ -17,8 +18,8 @@ import (
 	"github.com/carrick-net/carrick/plan"
 )
 
-// Applier converges one network. Safe for concurrent use; calls of Apply and
-// Audit go one after another.
+// Applier converges one network. Safe for concurrent use; calls of Apply go one
+// after another.
 type Applier struct {
 	o       *Overlay
 	id      carrick.NetworkID
@@ -42,19 +43,21 @@ type Applier struct {
 	hostID  nl.NSID // how the namespace knows the host's
 	links   *links
 	rows    *fdb.Tables
-	voice   announce.Voice // nil: nothing was said yet
-	touched map[int]bool   // links changed by us since events were last looked at
-	found   []string       // problems that the last reading showed
-	applied *applied       // what the last run left in the kernel; nil: not known
+	voice   announce.Voice    // nil: nothing was said yet
+	touched map[int]bool      // links changed by us since events were last looked at
+	sysctls map[string]string // as last read or written, "" is none; nil: not known
+	found   []string          // problems that the last reading showed
+	applied *applied          // what the last run left in the kernel; nil: not known
 }
 
 // applied is what of a plan was realised. A difference from it that is found by
 // reading is drift.
 type applied struct {
-	bridge plan.Bridge
-	vxlan  plan.VXLAN
-	clamp  nft.Clamp
-	ports  map[string]plan.Port // only those without an error
+	bridge  plan.Bridge
+	vxlan   plan.VXLAN
+	clamp   nft.Clamp
+	ports   map[string]plan.Port // only those without an error
+	sysctls map[string]string    // only those the kernel has
 }
 
 func newApplier(o *Overlay, id carrick.NetworkID) *Applier {
@@ -122,18 +125,6 @@ func (a *Applier) check(want plan.Network) error {
 // minMTU is IPv4's least MTU (RFC 791 §3.2), below which the kernel takes none.
 const minMTU = 68
 
-// Audit reads the kernel back in full and repairs it to the last plan applied;
-// without one it does nothing.
-func (a *Applier) Audit(ctx context.Context) (Report, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.last == nil {
-		return Report{Network: a.id}, nil
-	}
-	a.QueueResync("audit")
-	return a.apply(ctx, *a.last)
-}
-
 // QueueResync makes the next Apply read the kernel back in full. It does not
 // wait for an Apply that is under way.
 func (a *Applier) QueueResync(reason string) {
@@ -153,8 +144,7 @@ func (a *Applier) takeResync() string {
 }
 
 // Changed receives when a link of the network was changed by somebody else, or
-// when events were lost: a resync is queued, and Apply or Audit should be
-// called. One value stands for any number of changes.
+// when events were lost: a resync is queued, and Apply should be called. One value stands for any number of changes.
 func (a *Applier) Changed() <-chan struct{} { return a.changed }
 
 // apply runs once, and once more with the kernel read back if the first run
@@ -166,11 +156,12 @@ func (a *Applier) apply(ctx context.Context, want plan.Network) (Report, error) 
 	if (err != nil || rep.broken()) && (reason == "" || surprised(err) || surprised(rep.Failed())) && ctx.Err() == nil {
 		first := rep
 		rep, err = a.run(ctx, want, a.takeResync())
-		rep.Changes.add(first.Changes)
-		rep.Drift.add(first.Drift)
+		rep.Changes.Add(first.Changes)
+		rep.Drift.Add(first.Drift)
+		rep.Found = slices.Concat(first.Found, rep.Found)
 	}
 	if n := rep.Drift.Total(); n > 0 {
-		a.log.Warn("repaired what somebody else had changed", "objects", n, "drift", fmt.Sprintf("%+v", rep.Drift), "found by", rep.Resync)
+		a.log.Warn("repaired what somebody else had changed", "objects", n, "drift", rep.Drift.String(), "what", some(rep.Found, n), "found by", rep.Resync)
 	}
 	return rep, err
 }
@@ -179,6 +170,19 @@ func (a *Applier) apply(ctx context.Context, want plan.Network) (Report, error) 
 // reading and sending.
 func surprised(err error) bool {
 	return errors.Is(err, nl.ErrExists) || errors.Is(err, nl.ErrNotFound) || errors.Is(err, netns.ErrExists)
+}
+
+// some says what was found, in one line of a log.
+func some(found []Finding, n int) string {
+	const most = 5
+	var words []string
+	for _, f := range found[:min(most, len(found))] {
+		words = append(words, f.String())
+	}
+	if more := n - len(words); more > 0 {
+		words = append(words, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(words, "; ")
 }
 
 // run is one attempt. With a reason it reads the kernel back first. If anything
@@ -215,6 +219,7 @@ type run struct {
 	suspicious bool // memory turned out wrong
 	// raised has the ports that were made in this run, with true, or raised.
 	raised map[carrick.EndpointID]bool
+	fresh  map[int]bool // links that have new settings
 }
 
 // Close ends the applier; the kernel keeps what it holds. From then on the
@@ -246,6 +251,6 @@ func (a *Applier) close() error {
 		errs = append(errs, a.ns.Close())
 	}
 	a.events, a.voice, a.h, a.ns = nil, nil, nil, nil
-	a.links, a.rows, a.touched, a.applied, a.found = nil, nil, nil, nil, nil
+	a.links, a.rows, a.touched, a.applied, a.found, a.sysctls = nil, nil, nil, nil, nil, nil
 	return errors.Join(errs...)
 }

@@ -30,6 +30,10 @@ ip -n NS link set pa1a1a1a1a1a up
 ip link add pa2a2a2a2a2a netns NS mtu 1450 master br0 type veth peer name cka2a2a2a2a2a address 02:00:0a:00:00:02 mtu 1450
 ip -n NS link set pa2a2a2a2a2a alias a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2 addrgenmode none type bridge_slave learning off flood off
 ip -n NS link set pa2a2a2a2a2a up
+ip netns exec NS sysctl -w net.bridge.bridge-nf-call-arptables=0
+ip netns exec NS sysctl -w net.bridge.bridge-nf-call-ip6tables=0
+ip netns exec NS sysctl -w net.bridge.bridge-nf-call-iptables=0
+ip netns exec NS sysctl -w net.ipv6.conf.br0.accept_ra=0
 bridge -n NS fdb append 00:00:00:00:00:00 dev vxlan0 dst 192.0.2.2 self permanent
 bridge -n NS fdb append 00:00:00:00:00:00 dev vxlan0 dst 192.0.2.3 self permanent
 bridge -n NS fdb replace 02:00:0a:00:00:0b dev vxlan0 dst 192.0.2.2 self permanent

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/carrick-net/carrick/internal/nft"
 	"github.com/carrick-net/carrick/plan"
@@ -32,7 +33,7 @@ func (r *run) clamp() error {
 		if err = f.Set(r.ctx, a.ns, want); err == nil {
 			r.rep.Changes.Rules++
 			if known {
-				r.rep.Drift.Rules++
+				r.rep.drift(Finding{Kind: KindRules, Object: "carrick", Found: clampText(have.Clamp, have.Damaged), Want: clampText(want, false)})
 			}
 		}
 	}
@@ -65,10 +66,21 @@ func (r *run) foreignTables(list []nft.Table) error {
 		}
 		r.rep.Changes.Rules++
 		if r.a.applied != nil {
-			r.rep.Drift.Rules++
+			r.rep.drift(Finding{Kind: KindRules, Object: fmt.Sprint(t), Found: "of somebody else"})
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// clampText is what people call a clamp; "" is none.
+func clampText(c nft.Clamp, damaged bool) string {
+	switch {
+	case damaged:
+		return "damaged"
+	case c == (nft.Clamp{}):
+		return ""
+	}
+	return fmt.Sprintf("for TCP at %s of at most %d bytes", c.Device, c.MTU)
 }
 
 // clampOf is a plan's clamp as a filter takes it.

@@ -1,8 +1,10 @@
 package datapath
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/carrick-net/carrick/datapath/fdb"
@@ -34,6 +36,8 @@ func (r *run) converge() error {
 	}
 	r.ports(br)
 	old := r.unwanted()
+	addrerr := r.addresses()
+	syserr := r.sysctls()
 	rowerr := r.tables()
 	ruleerr := r.clamp()
 	delerr := r.removePorts(old)
@@ -41,7 +45,7 @@ func (r *run) converge() error {
 		_ = r.all(vxerr)
 	}
 	r.remember()
-	return errors.Join(vxerr, rowerr, ruleerr, delerr)
+	return errors.Join(vxerr, addrerr, syserr, rowerr, ruleerr, delerr)
 }
 
 // all gives every endpoint that has no error of its own the network's.
@@ -103,11 +107,13 @@ func (r *run) named() error {
 	a := r.a
 	store, name := a.o.cfg.Namespaces, r.want.Namespace
 	now, err := store.Open(r.ctx, name)
+	found := "" // missing
 	switch {
 	case errors.Is(err, netns.ErrNotFound):
 	case err != nil:
 		return err
 	default:
+		found = now.ID().String()
 		same := now.ID() == a.ns.ID()
 		if err := now.Close(); err != nil || same {
 			return err
@@ -118,7 +124,7 @@ func (r *run) named() error {
 	}
 	r.rep.Changes.Namespaces++
 	if a.applied != nil {
-		r.rep.Drift.Namespaces++
+		r.rep.drift(Finding{Kind: KindNamespace, Object: name, Found: found, Want: a.ns.ID().String()})
 	}
 	return nil
 }
@@ -133,7 +139,7 @@ func (r *run) read() error {
 	if a.hostID, err = a.h.NSID(r.ctx, a.o.host); err != nil {
 		return err
 	}
-	a.links, a.found = newLinks(list), nil
+	a.links, a.found, a.sysctls = newLinks(list), nil, nil
 	a.rows.QueueResync()
 	return nil
 }
@@ -159,7 +165,7 @@ func (r *run) strangers() {
 			}
 			r.rep.Changes.Links++
 			if r.a.applied != nil {
-				r.rep.Drift.Links++
+				r.rep.drift(foreign(l))
 			}
 		}
 	}
@@ -206,8 +212,13 @@ func (r *run) bridge() (nl.Ref, error) {
 			return nl.Ref{}, err
 		}
 	}
-	changed := made
+	shape := shape{name: want.Name, mtu: want.MTU}
+	changed, d := made, r.differs(l, shape)
+	if made {
+		d = missing(nl.KindBridge)
+	}
 	if l.Bridge != nil && *l.Bridge != (nl.BridgeInfo{}) {
+		d.note(fmt.Sprintf("%+v", *l.Bridge), fmt.Sprintf("%+v", nl.BridgeInfo{}))
 		if err := one(r.ctx, r.a.h, nl.SetBridge{Link: l.Ref, Off: *l.Bridge}); err != nil {
 			return nl.Ref{}, err
 		}
@@ -215,8 +226,8 @@ func (r *run) bridge() (nl.Ref, error) {
 		l.Bridge = &nl.BridgeInfo{}
 		changed = true
 	}
-	fixed, err := r.settle(l, shape{name: want.Name, mtu: want.MTU})
-	r.count(changed || fixed, r.a.applied != nil && r.a.applied.bridge == want)
+	fixed, err := r.settle(l, shape)
+	r.count(changed || fixed, r.a.applied != nil && r.a.applied.bridge == want, d.finding(want.Name))
 	return l.Ref, err
 }
 
@@ -225,8 +236,11 @@ func (r *run) bridge() (nl.Ref, error) {
 func (r *run) vxlan(br nl.Ref) error {
 	want := r.want.VXLAN
 	l := r.device()
-	changed := false
+	changed, d := false, missing(nl.KindVXLAN)
 	for l != nil && !r.good(l) {
+		if !changed {
+			d = r.otherwise(l)
+		}
 		if err := r.remove(l); err != nil {
 			return err
 		}
@@ -239,8 +253,13 @@ func (r *run) vxlan(br nl.Ref) error {
 		}
 		changed = true
 	}
-	fixed, err := r.settle(l, shape{name: want.Name, mtu: want.MTU, master: br})
-	r.count(changed || fixed, r.a.applied != nil && r.a.applied.vxlan == want)
+	shape := shape{name: want.Name, mtu: want.MTU, master: br}
+	if !changed {
+		d = r.differs(l, shape)
+		d.flags(l, portFlags)
+	}
+	fixed, err := r.settle(l, shape)
+	r.count(changed || fixed, r.a.applied != nil && r.a.applied.vxlan == want, d.finding(want.Name))
 	return portInUse(want, err)
 }
 
@@ -304,14 +323,31 @@ func (r *run) good(l *nl.Link) bool {
 	}
 }
 
-// count counts one link.
-func (r *run) count(changed, before bool) {
+// otherwise says what of a vxlan device's fixed attributes is wrong.
+func (r *run) otherwise(l *nl.Link) (d diff) {
+	want := r.want.VXLAN
+	switch {
+	case l.VXLAN == nil:
+		d.note("of kind "+cmp.Or(l.Kind, "none"), "of kind "+nl.KindVXLAN)
+	case l.PeerNS != r.a.hostID || l.PeerNS == nl.NoNSID:
+		d.note("with its socket in another namespace", "with it in the host's")
+	default:
+		d.note(fmt.Sprintf("%+v", *l.VXLAN), fmt.Sprintf("%+v", nl.VXLANInfo{VNI: want.VNI, Port: want.Port, Local: want.Local.Unmap(), Proxy: true}))
+	}
+	return d
+}
+
+// missing is the difference between nothing and a link.
+func missing(kind string) diff { return diff{want: []string{"of kind " + kind}} }
+
+// count counts one link, and if its plan is as it was before, what was found.
+func (r *run) count(changed, before bool, f Finding) {
 	if !changed {
 		return
 	}
 	r.rep.Changes.Links++
 	if r.rep.Resync != "" && before {
-		r.rep.Drift.Links++
+		r.rep.drift(f)
 	}
 }
 
@@ -334,7 +370,7 @@ func (r *run) tables() error {
 	res, err := r.a.rows.Apply(r.ctx, r.a.h, dev, fdb.Rows{FDB: r.want.FDB, Bridged: r.want.Bridged, Neigh: r.want.Neigh, Remote: r.want.Remote, Partial: r.want.Partial})
 	r.rep.Changes.rows(res.Changes)
 	if r.a.applied != nil {
-		r.rep.Drift.rows(res.Drift)
+		r.rep.rows(res)
 	}
 	r.rep.Problems = append(r.rep.Problems, res.Problems...)
 	r.suspicious = r.suspicious || res.Stale
@@ -385,7 +421,7 @@ func (r *run) removePorts(old []*nl.Link) error {
 		r.rep.Changes.Links++
 		// What the last plan asked for went with the plan.
 		if r.rep.Resync != "" && r.a.applied != nil && !r.planned(l.Name) {
-			r.rep.Drift.Links++
+			r.rep.drift(foreign(l))
 		}
 	}
 	return errors.Join(errs...)
@@ -400,5 +436,7 @@ func (r *run) remember() {
 			done.ports[p.Name] = p
 		}
 	}
+	done.sysctls = maps.Clone(r.a.sysctls)
+	maps.DeleteFunc(done.sysctls, func(_, v string) bool { return v == "" })
 	r.a.applied = done
 }

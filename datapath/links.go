@@ -154,8 +154,18 @@ func (r *run) crossMTU(l *nl.Link, mtu int) error {
 		return err
 	}
 	l.MTU, l.NoAddrGen = now.MTU, now.NoAddrGen
-	r.a.rows.QueueResync()
+	r.renewed(l)
+	r.lost()
 	return nil
+}
+
+// lost has the rows read back that may have gone with what was just done to a
+// link. If the plan wanted it done, they are nobody's doing.
+func (r *run) lost() {
+	if r.a.applied == nil || r.a.applied.vxlan != r.want.VXLAN {
+		r.a.rows.Forget()
+	}
+	r.a.rows.QueueResync()
 }
 
 // down takes a link down. The kernel then forgets its neighbours (neigh_ifdown),
@@ -168,7 +178,7 @@ func (r *run) down(l *nl.Link) error {
 		return err
 	}
 	l.Up = false
-	r.a.rows.QueueResync()
+	r.lost()
 	return nil
 }
 
@@ -185,6 +195,7 @@ func (r *run) made(name string) (*nl.Link, error) {
 		return nil, err
 	}
 	r.a.touched[l.Index] = true
+	r.renewed(&l)
 	return r.a.links.put(l), nil
 }
 

@@ -64,9 +64,10 @@ func (s spec) plan() plan.Network {
 	}
 	n := plan.Network{
 		ID: id, Namespace: space, Present: true,
-		Bridge: plan.Bridge{Name: plan.BridgeName, MTU: s.mtu},
-		VXLAN:  plan.VXLAN{Name: plan.VXLANName, VNI: s.vni, Port: s.port, Local: addr(s.vtep), MTU: s.mtu},
-		Clamp:  s.clamp,
+		Bridge:  plan.Bridge{Name: plan.BridgeName, MTU: s.mtu},
+		VXLAN:   plan.VXLAN{Name: plan.VXLANName, VNI: s.vni, Port: s.port, Local: addr(s.vtep), MTU: s.mtu},
+		Clamp:   s.clamp,
+		Sysctls: plan.Sysctls(s.dual && s.mtu >= carrick.MinMTU6),
 	}
 	for _, i := range s.local {
 		e := endpoint(i)
@@ -142,12 +143,18 @@ func text(p plan.Network) string {
 	if !p.Present {
 		return "\n"
 	}
+	if p.VXLAN.MTU < carrick.MinMTU6 { // nor those of a link without IPv6
+		p.Sysctls = slices.DeleteFunc(slices.Clone(p.Sysctls), func(s plan.Sysctl) bool { return strings.HasPrefix(s.Name, "net.ipv6.") })
+	}
 	return sortLines(p.String())
 }
 
 func sortLines(s string) string {
 	lines := strings.Split(strings.TrimSuffix(s, "\n"), "\n")
-	lines = slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, "#") })
+	lines = slices.DeleteFunc(lines, func(l string) bool {
+		// The fake does not print settings that are as the kernel makes them.
+		return strings.HasPrefix(l, "#") || strings.HasSuffix(l, ".disable_ipv6=0")
+	})
 	slices.Sort(lines)
 	return strings.Join(lines, "\n") + "\n"
 }

@@ -71,6 +71,7 @@ func (r *run) port(br nl.Ref, p plan.Port, aliased *nl.Link) error {
 	made := l == nil
 	if made {
 		if !p.Create {
+			r.a.rows.Gone(p.Name, false) // with the pair, which was Docker's
 			r.problem("endpoint %s: its veth pair is gone, so its container has lost this network: docker restart CONTAINER", p.Endpoint.Short())
 			return fmt.Errorf("%w (port %s): docker restart CONTAINER", ErrPairMissing, p.Name)
 		}
@@ -84,13 +85,19 @@ func (r *run) port(br nl.Ref, p plan.Port, aliased *nl.Link) error {
 	}
 	before.Create = p.Create
 	was = was && before == p
-	changed, err := r.settle(l, shape{name: p.Name, mtu: p.MTU, master: br, alias: string(p.Endpoint), down: p.Down})
+	shape := shape{name: p.Name, mtu: p.MTU, master: br, alias: string(p.Endpoint), down: p.Down}
+	d := r.differs(l, shape)
+	d.flags(l, portFlags)
+	if made {
+		d = missing(nl.KindVeth)
+	}
+	changed, err := r.settle(l, shape)
 	if err == nil && !made && (r.rep.Resync != "" || !was) {
 		var far bool
-		far, err = r.outer(l, p)
+		far, err = r.outer(l, p, &d)
 		changed = changed || far
 	}
-	r.count(made || changed, was)
+	r.count(made || changed, was, d.finding(p.Name))
 	return err
 }
 
@@ -156,7 +163,7 @@ func (r *run) isPort(l *nl.Link) bool {
 // outer looks at the other end of the pair. In the host's namespace it is still
 // ours to put right; in a container it is Docker's, and a wrong MTU or MAC there
 // is reported.
-func (r *run) outer(l *nl.Link, p plan.Port) (changed bool, err error) {
+func (r *run) outer(l *nl.Link, p plan.Port, d *diff) (changed bool, err error) {
 	// Docker may have moved it since the port was read.
 	now, err := r.a.h.Link(r.ctx, l.Ref)
 	if err != nil {
@@ -197,6 +204,7 @@ func (r *run) outer(l *nl.Link, p plan.Port) (changed bool, err error) {
 	if set == (nl.SetLink{Link: far.Ref}) {
 		return false, nil
 	}
+	d.note(fmt.Sprintf("its outer end %s mtu %d %s", far.Name, far.MTU, far.MAC), fmt.Sprintf("%s mtu %d %s", p.Outer, p.MTU, p.MAC))
 	err = one(r.ctx, r.a.o.hostH, set)
 	if errors.Is(err, nl.ErrExists) {
 		err = inTheWay(err, "the host has a link %s already, and the endpoint's own is called %s: ip link del %s", p.Outer, far.Name, p.Outer)

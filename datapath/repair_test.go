@@ -89,6 +89,15 @@ func damage() map[string]struct {
 		"foreign vxlan": {func(h *host) {
 			h.k.AddForeign(space, nl.Link{Ref: nl.Ref{Name: "vx9"}, Kind: "vxlan", VXLAN: &nl.VXLANInfo{VNI: 9}})
 		}, c(1, 0, 0, 0)},
+		"packet filter asked": {func(h *host) {
+			h.as(space, nl.SetSysctl{Name: "net.bridge.bridge-nf-call-iptables", Value: "1"})
+		}, datapath.Counts{Sysctls: 1}},
+		"bridge listens to routers": {func(h *host) {
+			h.as(space, nl.SetSysctl{Name: "net.ipv6.conf.br0.accept_ra", Value: "1"})
+		}, datapath.Counts{Sysctls: 1}},
+		"bridge has an address": {func(h *host) {
+			h.k.AddAddress(space, nl.Address{Link: h.ref("br0").Index, Prefix: netip.MustParsePrefix("10.0.0.1/24")})
+		}, datapath.Counts{Addresses: 1}},
 		"rows": {func(h *host) { h.as(space, nl.DelFDB{Link: h.ref("vxlan0")}) }, c(0, 2, 0, 0)},
 	}
 }
@@ -123,6 +132,7 @@ func TestDamageIsNoticedByTheEventItMakes(t *testing.T) {
 	t.Parallel()
 	silent := map[string]bool{ // only an audit sees these
 		"outer MTU": true, "outer MAC": true, "outer renamed": true, "rows": true,
+		"packet filter asked": true, "bridge listens to routers": true, "bridge has an address": true,
 	}
 	p := plans()["three hosts"]
 	for name, d := range damage() {

@@ -2,8 +2,10 @@ package datapath
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/datapath/fdb"
@@ -31,6 +33,8 @@ type Report struct {
 	// said the same before: somebody else's doing.
 	Changes Counts
 	Drift   Counts
+	// Found is what the drift was, the first of it: see maxFindings.
+	Found []Finding
 	// Resync is why the kernel was read back in full, "" if it was not.
 	Resync string
 	// Problems are for people: what is wrong that no Apply repairs, with the
@@ -64,22 +68,63 @@ func (r Report) broken() bool {
 type Counts struct {
 	Namespaces int
 	Links      int // made, removed or altered
+	Addresses  int // of links
+	Sysctls    int
 	FDB        int // rows of the vxlan device
 	Bridged    int // rows of the bridge
 	Neigh      int // neighbours
 	Rules      int // tables of the packet filter
 }
 
-// Total is the sum of all kinds.
-func (c Counts) Total() int { return c.Namespaces + c.Links + c.FDB + c.Bridged + c.Neigh + c.Rules }
+// of is where a kind is counted.
+func (c *Counts) of(k Kind) *int {
+	switch k {
+	case KindNamespace:
+		return &c.Namespaces
+	case KindLink:
+		return &c.Links
+	case KindAddress:
+		return &c.Addresses
+	case KindSysctl:
+		return &c.Sysctls
+	case KindFDB:
+		return &c.FDB
+	case KindBridged:
+		return &c.Bridged
+	case KindRules:
+		return &c.Rules
+	default: // KindNeighbour
+		return &c.Neigh
+	}
+}
 
-func (c *Counts) add(o Counts) {
-	c.Namespaces += o.Namespaces
-	c.Links += o.Links
-	c.FDB += o.FDB
-	c.Bridged += o.Bridged
-	c.Neigh += o.Neigh
-	c.Rules += o.Rules
+// Of is the count of one kind.
+func (c Counts) Of(k Kind) int { return *c.of(k) }
+
+// Total is the sum of all kinds.
+func (c Counts) Total() (n int) {
+	for _, k := range Kinds() {
+		n += c.Of(k)
+	}
+	return n
+}
+
+// String is "2 fdb, 1 link", without the kinds of which there is none.
+func (c Counts) String() string {
+	var words []string
+	for _, k := range Kinds() {
+		if n := c.Of(k); n > 0 {
+			words = append(words, fmt.Sprintf("%d %s", n, k))
+		}
+	}
+	return strings.Join(words, ", ")
+}
+
+// Add adds another count, kind by kind.
+func (c *Counts) Add(o Counts) {
+	for _, k := range Kinds() {
+		*c.of(k) += o.Of(k)
+	}
 }
 
 func (c *Counts) rows(o fdb.Counts) {

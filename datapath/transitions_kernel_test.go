@@ -45,7 +45,14 @@ func TestEveryPlanFollowsEveryOtherOnTheRealKernel(t *testing.T) {
 				break
 			}
 		}
-		h.apply(plans()[next])
+		if rng.IntN(2) == 0 {
+			h.a.QueueResync("an audit that is due at the same time")
+		}
+		rep := h.apply(plans()[next])
+		audit, err := h.a.Audit(t.Context())
+		if err != nil || rep.Drift.Total() != 0 || audit.Drift.Total() != 0 || audit.Changes.Total() != 0 {
+			t.Fatalf("from %q to %q: nobody touched anything, and drift was found: %v; by the audit: %v, changed %v, %v", now, next, rep.Found, audit.Found, audit.Changes, err)
+		}
 		if got := h.reading(); got != want[next] {
 			t.Fatalf("from %q to %q: the kernel holds\n%s\nwant\n%s", now, next, got, want[next])
 		}

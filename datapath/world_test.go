@@ -150,6 +150,17 @@ func (h *realHost) rows(ctx context.Context, k nl.Handle, names map[int]string) 
 			}
 		}
 	}
+	var settings []string
+	for _, c := range plan.Sysctls(true) {
+		settings = append(settings, c.Name)
+	}
+	held, err := k.Sysctls(ctx, settings...)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for name, v := range held {
+		out = append(out, "sysctl "+name+" = "+v)
+	}
 	addrs, err := k.Addresses(ctx)
 	if err != nil {
 		return nil, err

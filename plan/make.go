@@ -81,9 +81,11 @@ func build(v carrick.View, me carrick.HostID, p *Planner) Network {
 			n.Here = append(n.Here, HereRow{e.ID, NeighRow{a, e.MAC}})
 		}
 	}
-	if _, six := v.Network.Pool(carrick.IPv6); six && !carries6 {
+	_, six := v.Network.Pool(carrick.IPv6)
+	if six && !carries6 {
 		m.problem("MTU is %d here and IPv6 needs %d: containers of this host reach nobody over IPv6: raise the MTU of the underlay, or make the network again without IPv6", mtu, carrick.MinMTU6)
 	}
+	n.Sysctls = Sysctls(six && carries6)
 	for _, h := range others {
 		if v.Network.Flood {
 			n.FDB = append(n.FDB, FDBRow{VTEP: h.VTEP})

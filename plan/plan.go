@@ -67,6 +67,9 @@ type Network struct {
 	// is set is the MSS of SYNs in both directions, so that one side is enough.
 	Clamp int
 
+	// Sysctls are settings of the namespace that the rest relies on, sorted by name.
+	Sysctls []Sysctl
+
 	// Problems are contradictions in the facts that the plan worked around. They
 	// are for people and do not stop the applier.
 	Problems []string
@@ -162,6 +165,13 @@ type HereRow struct {
 	NeighRow
 }
 
+// Sysctl is a setting of the namespace, with its name as sysctl(8) has it.
+type Sysctl struct {
+	Name, Value string
+	// Optional: a kernel that does not have the setting does as it says.
+	Optional bool
+}
+
 // String prints the plan as the ip and bridge commands that would make it, one
 // per line, in the order an applier follows. Tests compare this text.
 func (n Network) String() string {
@@ -206,6 +216,13 @@ func (n Network) String() string {
 	if n.Clamp != 0 {
 		fmt.Fprintf(&b, "ip netns exec %s nft add rule bridge carrick forward { iifname, oifname } %s tcp flags syn tcp option maxseg size set %d (IPv6 %d)\n",
 			ns, v.Name, n.Clamp-TCP4, n.Clamp-TCP6)
+	}
+	for _, c := range n.Sysctls {
+		ignore := ""
+		if c.Optional {
+			ignore = "-e " // unknown keys
+		}
+		fmt.Fprintf(&b, "ip netns exec %s sysctl %s-w %s=%s\n", ns, ignore, c.Name, c.Value)
 	}
 	for _, p := range n.Problems {
 		fmt.Fprintf(&b, "# %s\n", p)

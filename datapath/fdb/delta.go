@@ -204,14 +204,3 @@ func (t tables) has(c nl.Change) bool {
 	}
 	return ok
 }
-
-// distance counts the rows in which two states differ.
-func distance(a, b tables) Counts {
-	return Counts{
-		FDB:     apart(merge(a.fdb, b.fdb, orderFDB)),
-		Bridged: apart(merge(a.bridged, b.bridged, orderBridged)),
-		Neigh:   apart(merge(a.neigh, b.neigh, orderNeigh)),
-	}
-}
-
-func apart[R any](set, del []R) int { return len(set) + len(del) }

@@ -55,9 +55,10 @@ func (c Counts) Total() int { return c.FDB + c.Bridged + c.Neigh }
 
 // Result is what one Apply did.
 type Result struct {
-	Changes Counts // rows written or removed
-	Drift   Counts // rows that differed from what was remembered
-	Read    bool   // the kernel was read back
+	Changes Counts       // rows written or removed
+	Drift   Counts       // rows that differed from what was remembered
+	Found   []Difference // what they were, the first maxFound of each table
+	Read    bool         // the kernel was read back
 	// Moved are neighbours that were written over with another MAC, Added those that
 	// are new. Without those that failed.
 	Moved, Added []plan.NeighRow
@@ -91,6 +92,12 @@ func New() *Tables { return &Tables{resync: true} }
 
 // QueueResync makes the next Apply read the kernel back.
 func (t *Tables) QueueResync() { t.resync = true }
+
+// Forget drops the memory of what the tables held: rows that go with a change of
+// the device itself are nobody's doing. The next Apply reads the kernel back.
+func (t *Tables) Forget() {
+	t.resync, t.known, t.have, t.remote = true, false, tables{}, nil
+}
 
 // Gone notes that a device was deleted, and its rows with it. vxlan says that
 // it was the vxlan device.
@@ -133,7 +140,7 @@ func (t *Tables) Apply(ctx context.Context, h nl.Handle, dev Devices, want Rows)
 		}
 		res.Read = true
 		if t.known {
-			res.Drift = distance(t.have.plus(t.remote, t.vxlan), found)
+			distance(&res, t.have.plus(t.remote, t.vxlan), found, odd, !want.Partial)
 		}
 		t.have, t.remote, t.known, t.resync = found, nil, true, false
 		clear = odd

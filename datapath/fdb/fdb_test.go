@@ -202,10 +202,10 @@ func TestDamageIsRepairedAndCountedAtAResync(t *testing.T) {
 		}, fdb.Counts{FDB: 2}},
 		"a sticky row": {func() {
 			n.k.AddFDB(space, nl.FDBEntry{Link: p1.Index, MAC: mac(66), Of: n.k.Ref(space, "br0").Index, State: nl.StateNoARP, Odd: true})
-		}, fdb.Counts{}},
+		}, fdb.Counts{Bridged: 1}},
 		"a neighbour that answers without being permanent": {func() {
 			n.k.AddNeigh(space, nl.Neighbour{Link: vx.Index, Addr: addr("10.0.0.66"), MAC: mac(66), State: nl.StateNoARP})
-		}, fdb.Counts{}},
+		}, fdb.Counts{Neigh: 1}},
 		"a row of ours replaced by a learned one": {func() {
 			n.k.AddFDB(space, nl.FDBEntry{Link: vx.Index, MAC: mac(1), Of: n.k.Ref(space, "br0").Index, State: nl.StateReachable})
 		}, fdb.Counts{Bridged: 1}},

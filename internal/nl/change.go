@@ -131,6 +131,13 @@ type DelNeigh struct {
 	Addr netip.Addr
 }
 
+// DelAddress takes an address off a link; the errno is EADDRNOTAVAIL if it has
+// none such.
+type DelAddress struct {
+	Link   Ref
+	Prefix netip.Prefix
+}
+
 func (AddBridge) isChange()  {}
 func (AddVXLAN) isChange()   {}
 func (AddVeth) isChange()    {}
@@ -143,6 +150,7 @@ func (SetBridged) isChange() {}
 func (DelBridged) isChange() {}
 func (SetNeigh) isChange()   {}
 func (DelNeigh) isChange()   {}
+func (DelAddress) isChange() {}
 
 // Module is the kernel module that a change depends on, "" if it alters or
 // removes what exists already.
@@ -308,4 +316,9 @@ func (c SetNeigh) Command(ns string) string {
 // Command is `ip neigh del ADDR dev DEV`.
 func (c DelNeigh) Command(ns string) string {
 	return fmt.Sprintf("%s neigh del %s dev %s", tool("ip", ns), c.Addr, c.Link.Name)
+}
+
+// Command is `ip addr del PREFIX dev DEV`.
+func (c DelAddress) Command(ns string) string {
+	return fmt.Sprintf("%s addr del %s dev %s", tool("ip", ns), c.Prefix, c.Link.Name)
 }

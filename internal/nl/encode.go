@@ -69,6 +69,13 @@ func (e *encoder) change(c Change, seq uint32) error {
 		e.begin(unix.RTM_DELNEIGH, 0, seq)
 		e.ndmsg(family(c.Addr), c.Link.Index, 0, 0)
 		e.addr(unix.NDA_DST, c.Addr)
+	case DelAddress:
+		e.begin(unix.RTM_DELADDR, 0, seq)
+		e.ifaddr(family(c.Prefix.Addr()), c.Prefix.Bits(), c.Link.Index)
+		e.addr(unix.IFA_LOCAL, c.Prefix.Addr())
+		if c.Prefix.Addr().Is6() {
+			e.addr(unix.IFA_ADDRESS, c.Prefix.Addr()) // of IPv4 it would be the peer's (inet_rtm_deladdr)
+		}
 	default:
 		return fmt.Errorf("nl: %T is not a change of this package", c)
 	}

@@ -39,10 +39,6 @@ type handle struct {
 
 func (h *handle) Close() error { return h.sock.close() }
 
-func (h *handle) Send(ctx context.Context, changes ...Change) []error {
-	return h.sock.send(ctx, changes)
-}
-
 func (h *handle) Links(ctx context.Context) ([]Link, error) {
 	var links []Link
 	err := h.sock.dump(ctx, tool("ip", h.ns.Name())+" link show",

@@ -46,6 +46,9 @@ type Handle interface {
 	NSID(ctx context.Context, other netns.Namespace) (NSID, error)
 	// Addresses lists the addresses of all links.
 	Addresses(ctx context.Context) ([]Address, error)
+	// Sysctls reads settings of the namespace, by their names as sysctl(8) has them,
+	// all below net. What the kernel does not have is missing in the answer.
+	Sysctls(ctx context.Context, names ...string) (map[string]string, error)
 	// Routes lists the unicast routes of the main table.
 	Routes(ctx context.Context) ([]Route, error)
 	// Way asks how a packet to an address leaves, sent from another one, if that is

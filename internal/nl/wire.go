@@ -50,6 +50,12 @@ func (e *encoder) ndmsg(family uint8, index int, state NeighState, flags uint8) 
 	e.buf = append(e.buf, flags, 0)
 }
 
+// ifaddr is struct ifaddrmsg.
+func (e *encoder) ifaddr(family uint8, bits, index int) {
+	e.buf = append(e.buf, family, uint8(bits), 0, 0)
+	e.u32(uint32(index))
+}
+
 func (e *encoder) u32(vs ...uint32) {
 	for _, v := range vs {
 		e.buf = binary.NativeEndian.AppendUint32(e.buf, v)

@@ -36,6 +36,8 @@ func TestChangesPrintThemselvesAsCommands(t *testing.T) {
 		{DelBridged{dev, mac}, "bridge -n N fdb del 02:00:00:00:00:01 dev vxlan0 master"},
 		{SetNeigh{dev, a, mac}, "ip -n N neigh replace 10.0.0.2 lladdr 02:00:00:00:00:01 dev vxlan0 nud permanent"},
 		{DelNeigh{dev, a}, "ip -n N neigh del 10.0.0.2 dev vxlan0"},
+		{DelAddress{dev, netip.PrefixFrom(a, 24)}, "ip -n N addr del 10.0.0.2/24 dev vxlan0"},
+		{SetSysctl{"net.ipv6.conf.br0.accept_ra", "0"}, "ip netns exec N sysctl -w net.ipv6.conf.br0.accept_ra=0"},
 	} {
 		if got := x.c.Command("N"); got != x.want {
 			t.Errorf("got  %s\nwant %s", got, x.want)

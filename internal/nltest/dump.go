@@ -77,9 +77,12 @@ func (k *Kernel) dumpSpace(n string, s *space) []string {
 		}
 		neigh = append(neigh, fmt.Sprintf("ip -n %s neigh replace %s lladdr %s dev %s nud %s", n, r.Addr, r.MAC, s.links[r.Link].Name, state))
 	}
-	for _, rows := range [][]string{bridged, self, neigh} {
+	for _, rows := range [][]string{bridged, self, neigh, s.dumpSysctls(n)} {
 		slices.Sort(rows)
 		out = append(out, rows...)
+	}
+	for _, a := range s.addrs {
+		out = append(out, fmt.Sprintf("ip -n %s addr add %s dev %s", n, a.Prefix, s.links[a.Link].Name))
 	}
 	return append(out, s.dumpFilter(n)...)
 }
@@ -149,6 +152,29 @@ func (k *Kernel) dumpPort(n string, l *link) []string {
 
 func (k *Kernel) dumpFlags(n, master string, l *link) string {
 	return fmt.Sprintf("bridge -n %s link set dev %s%s %s", n, l.Name, master, *l.Port)
+}
+
+// dumpSysctls prints what somebody gave another value than the kernel had.
+func (s *space) dumpSysctls(n string) (out []string) {
+	add := func(name, value, own, ignore string) {
+		if value != own {
+			out = append(out, fmt.Sprintf("ip netns exec %s sysctl %s-w %s=%s", n, ignore, name, value))
+		}
+	}
+	own := bridgeFilter()
+	for name, v := range s.sysctls {
+		add(name, v, own[name], "-e ")
+	}
+	for _, l := range s.links {
+		for setting, v := range l.conf6 {
+			ignore := "-e "
+			if setting == "disable_ipv6" {
+				ignore = ""
+			}
+			add("net.ipv6.conf."+l.Name+"."+setting, v, conf6(setting), ignore)
+		}
+	}
+	return out
 }
 
 // dumpForeign prints what no plan asks for. The outer ends of pairs are printed

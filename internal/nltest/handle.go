@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -144,8 +145,15 @@ func (h *handle) NSID(ctx context.Context, other netns.Namespace) (nl.NSID, erro
 	return h.s.nsid(other.(*namespace).s, false), nil
 }
 
-// Addresses is not modelled: nothing here has one.
-func (h *handle) Addresses(context.Context) ([]nl.Address, error) { return nil, nil }
+// Addresses lists what AddAddress put there.
+func (h *handle) Addresses(ctx context.Context) ([]nl.Address, error) {
+	unlock, err := h.begin(ctx, "Addresses")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	return slices.Clone(h.s.addrs), nil
+}
 
 // Routes is not modelled.
 func (h *handle) Routes(context.Context) ([]nl.Route, error) { return nil, nil }

@@ -32,7 +32,9 @@ type Kernel struct {
 	faults  faults
 	missing map[string]bool // modules
 	ports   map[uint16]bool // UDP ports that another program holds
-	opened  map[*reference]bool
+	// fixed: /proc/sys cannot be written.
+	fixed  bool
+	opened map[*reference]bool
 }
 
 // reference is what an open namespace or handle holds.
@@ -77,6 +79,8 @@ type space struct {
 	self      map[selfKey][]nl.FDBEntry  // of vxlan devices: a MAC's destinations
 	bridged   map[bridgedKey]nl.FDBEntry // one row per bridge, MAC and VLAN
 	neigh     map[neighKey]nl.Neighbour
+	addrs     []nl.Address
+	sysctls   map[string]string // that are not of a link; see sysctl.go
 	subs      []*events
 	clamp     nft.State
 	dead      bool
@@ -90,12 +94,13 @@ type link struct {
 	socket *space // of a vxlan device
 	// userMTU says of a bridge that its MTU no longer follows its ports'.
 	userMTU bool
+	conf6   map[string]string // its IPv6 settings that are not the kernel's own
 }
 
 func (k *Kernel) newSpace(name string) *space {
 	k.nextIno++
 	s := &space{k: k, name: name, id: netns.ID{Dev: 4, Ino: k.nextIno}, links: map[int]*link{},
-		self: map[selfKey][]nl.FDBEntry{}, bridged: map[bridgedKey]nl.FDBEntry{}, neigh: map[neighKey]nl.Neighbour{}}
+		self: map[selfKey][]nl.FDBEntry{}, bridged: map[bridgedKey]nl.FDBEntry{}, neigh: map[neighKey]nl.Neighbour{}, sysctls: bridgeFilter()}
 	k.spaces = append(k.spaces, s)
 	k.addLink(s, nl.Link{Ref: nl.Ref{Name: "lo"}, MTU: 65536})
 	return s

@@ -3,6 +3,7 @@ package nltest
 import (
 	"fmt"
 	"maps"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -56,6 +57,10 @@ func (s *space) apply(c nl.Change, op string) error {
 			return fail(enodev, "")
 		}
 		s.k.delete(l)
+	case nl.SetSysctl:
+		return s.setSysctl(c, fail)
+	case nl.DelAddress:
+		return s.delAddress(c, fail)
 	default:
 		return s.applyRow(c, fail)
 	}
@@ -249,11 +254,16 @@ const minMTU6 = 1280
 func (s *space) setMTU(l *link, mtu int) {
 	if mtu < minMTU6 {
 		l.NoAddrGen = true
-		maps.DeleteFunc(s.neigh, func(k neighKey, _ nl.Neighbour) bool { return k.link == l.Index && k.addr.Is6() })
+		l.conf6 = nil
+		s.dropNeigh6(l)
 	} else if l.MTU < minMTU6 {
 		l.NoAddrGen = false
 	}
 	l.MTU = mtu
+}
+
+func (s *space) dropNeigh6(l *link) {
+	maps.DeleteFunc(s.neigh, func(k neighKey, _ nl.Neighbour) bool { return k.link == l.Index && k.addr.Is6() })
 }
 
 // delete removes a link, its rows, its ports' membership and its other end.
@@ -268,6 +278,7 @@ func (k *Kernel) delete(l *link) {
 	maps.DeleteFunc(s.self, func(k selfKey, _ []nl.FDBEntry) bool { return k.link == l.Index })
 	maps.DeleteFunc(s.bridged, func(_ bridgedKey, r nl.FDBEntry) bool { return r.Link == l.Index || r.Of == l.Index })
 	maps.DeleteFunc(s.neigh, func(k neighKey, _ nl.Neighbour) bool { return k.link == l.Index })
+	s.addrs = slices.DeleteFunc(s.addrs, func(a nl.Address) bool { return a.Link == l.Index })
 	s.emit(nl.LinkEvent{Link: nl.Link{Ref: l.Ref}, Gone: true})
 	for _, p := range s.links {
 		if p.Master == l.Index {

@@ -72,7 +72,7 @@ func (s *space) applyRow(c nl.Change, fail failFunc) error {
 		if l == nil {
 			return fail(enodev, "")
 		}
-		if c.Addr.Is6() && l.MTU < minMTU6 {
+		if c.Addr.Is6() && s.noIPv6(l) {
 			return fail(unix.EINVAL, "IPv6 is disabled on this device")
 		}
 		s.neigh[neighKey{c.Link.Index, c.Addr}] = nl.Neighbour{Link: c.Link.Index, Addr: c.Addr, MAC: c.MAC, State: nl.StatePermanent}
