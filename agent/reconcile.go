@@ -55,9 +55,10 @@ type Config struct {
 	Log     *slog.Logger
 	// Ways says how large a packet the ways to other hosts carry; nil: not known.
 	Ways Ways
-	// Observe is told of every pass; nil: nobody.
-	Observe func(datapath.Report, error)
-	// Audit is how often the kernel is read back in full; 0 = 60 s.
+	// Observe is told of every pass, and of what was found of the host itself, which
+	// is no network's; nil: nobody.
+	Observe func(Audit)
+	// Audit is how often each network is read back in full; 0 = 60 s.
 	Audit time.Duration
 	// Linger is how long an idle network is followed after its last endpoint left;
 	// 0 = 60 s.
@@ -78,6 +79,8 @@ type Reconciler struct {
 	found map[carrick.NetworkID]bool
 	// problems are about the host rather than a network; guarded by mu.
 	problems []string
+	// hostDrift is of the host's own settings; guarded by mu.
+	hostDrift []Drift
 }
 
 // New returns a Reconciler that does nothing until Run.
@@ -121,6 +124,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		}
 	}
 	g.Go(func() error { return r.sweep(gctx) })
+	g.Go(func() error { return r.auditing(gctx) })
 	<-ctx.Done()
 	err = g.Wait()
 	r.mu.Lock()
@@ -244,6 +248,9 @@ type NetworkState struct {
 	Endpoints map[carrick.EndpointID]error
 	Problems  []string
 	Drift     datapath.Counts // repaired since the agent started
+	Recent    []Drift         // the last of it, oldest first
+	Read      time.Time       // when the kernel was last read in full; zero: not yet
+	ReadTook  time.Duration   // that pass
 }
 
 // Networks returns the state of every network with a worker, sorted by id.

@@ -29,6 +29,7 @@ type worker struct {
 
 	mu      sync.Mutex
 	waiters []waiter     // guarded by mu
+	audits  []chan Audit // buffered; guarded by mu
 	state   NetworkState // guarded by mu
 }
 
@@ -47,8 +48,6 @@ func (w *worker) wake() {
 
 func (w *worker) loop(ctx context.Context) {
 	applier := w.r.cfg.Overlay.Network(w.id)
-	audit := time.NewTicker(w.r.cfg.Audit)
-	defer audit.Stop()
 	// retry is nil while nothing failed, idle while the host has the network.
 	var retry, idle <-chan time.Time
 	failures := 0
@@ -60,8 +59,6 @@ func (w *worker) loop(ctx context.Context) {
 		case <-w.kick:
 		case <-applier.Changed():
 		case <-retry:
-		case <-audit.C:
-			applier.QueueResync("audit")
 		case <-idle:
 			if w.retire(applier) {
 				return
@@ -92,7 +89,7 @@ func (w *worker) retire(applier *datapath.Applier) bool {
 	defer w.r.mu.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.waiters) > 0 || len(w.kick) > 0 || len(w.r.cfg.Facts.Journal().Endpoints(w.id)) > 0 {
+	if len(w.waiters) > 0 || len(w.audits) > 0 || len(w.kick) > 0 || len(w.r.cfg.Facts.Journal().Endpoints(w.id)) > 0 {
 		return false
 	}
 	if err := applier.Close(); err != nil {
@@ -110,25 +107,29 @@ func (w *worker) pass(ctx context.Context, applier *datapath.Applier) (present, 
 	waiters := w.waiters
 	w.waiters = nil
 	w.mu.Unlock()
+	audits := w.takeAudits(applier)
 
 	want, err := w.plan(ctx)
-	var report datapath.Report
-	if err == nil {
-		report, err = applier.Apply(ctx, want)
+	var did Audit
+	if err != nil {
+		did.Err = err
+	} else {
+		begin := time.Now()
+		did.Report, did.Err = applier.Apply(ctx, want)
+		did.Took = time.Since(begin)
 		if w.r.cfg.Observe != nil {
-			w.r.cfg.Observe(report, err)
+			w.r.cfg.Observe(did)
 		}
 	}
-	w.record(want, report, err)
-	w.answer(waiters, report, err)
-	if err == nil {
+	w.record(want, did)
+	w.answer(waiters, did.Report, did.Err)
+	for _, a := range audits {
+		a <- did
+	}
+	if did.Err == nil {
 		w.r.forgetFound(w.id)
 	}
-	ok = err == nil
-	for _, e := range report.Endpoints {
-		ok = ok && e == nil
-	}
-	return want.Present, ok
+	return want.Present, did.Err == nil && did.Failed() == nil
 }
 
 // plan makes the plan of now: a partial one until the network's facts have been
@@ -167,16 +168,16 @@ func vteps(v carrick.View, me carrick.HostID) []netip.Addr {
 	return out
 }
 
-func (w *worker) record(want plan.Network, report datapath.Report, err error) {
+func (w *worker) record(want plan.Network, did Audit) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	report, err, now := did.Report, did.Err, time.Now()
 	drift := w.state.Drift
-	drift.Namespaces += report.Drift.Namespaces
-	drift.Links += report.Drift.Links
-	drift.FDB += report.Drift.FDB
-	drift.Bridged += report.Drift.Bridged
-	drift.Neigh += report.Drift.Neigh
-	drift.Rules += report.Drift.Rules
+	drift.Add(report.Drift)
+	read, took := w.state.Read, w.state.ReadTook
+	if report.Resync != "" && err == nil {
+		read, took = now, did.Took
+	}
 	if err != nil && (w.state.Err == nil || w.state.Err.Error() != err.Error()) {
 		w.r.cfg.Log.Warn("network not as it should be, trying again", "network", w.id, "err", err)
 	}
@@ -189,8 +190,9 @@ func (w *worker) record(want plan.Network, report datapath.Report, err error) {
 		}
 	}
 	w.state = NetworkState{
-		ID: w.id, Plan: want, At: time.Now(), Err: err,
-		Endpoints: report.Endpoints, Problems: report.Problems, Drift: drift,
+		ID: w.id, Plan: want, At: now, Err: err,
+		Endpoints: report.Endpoints, Problems: report.Problems,
+		Drift: drift, Recent: recent(w.state.Recent, report, now), Read: read, ReadTook: took,
 	}
 }
 
@@ -232,6 +234,10 @@ func (w *worker) refuse(err error) {
 		x.verdict <- fmt.Errorf("the agent is stopping: %w", err)
 	}
 	w.waiters = nil
+	for _, a := range w.audits {
+		a <- Audit{Err: fmt.Errorf("the agent is stopping: %w", err)}
+	}
+	w.audits = nil
 }
 
 // forgetFound: after one good pass the network is as its facts say.

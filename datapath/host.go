@@ -11,10 +11,10 @@ import (
 )
 
 // RaiseLimits raises the host's limits to what the plan says, and returns what it
-// changed, as "NAME from to". What is as high already stays; a host that does not
+// found below that. What is as high already stays; a host that does not
 // have them, such as a container that plays one, has nothing to raise. An error is
 // about what could not be raised, and nothing depends on it.
-func (o *Overlay) RaiseLimits(ctx context.Context) ([]string, error) {
+func (o *Overlay) RaiseLimits(ctx context.Context) ([]Finding, error) {
 	limits := plan.HostLimits()
 	names := make([]string, 0, len(limits))
 	for _, l := range limits {
@@ -24,7 +24,7 @@ func (o *Overlay) RaiseLimits(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("limits of the host's neighbour tables: %w", err)
 	}
-	var raised []string
+	var raised []Finding
 	var errs []error
 	for _, l := range limits {
 		is, err := strconv.Atoi(held[l.Name])
@@ -35,7 +35,7 @@ func (o *Overlay) RaiseLimits(ctx context.Context) ([]string, error) {
 			errs = append(errs, err)
 			continue
 		}
-		raised = append(raised, fmt.Sprintf("%s %d %d", l.Name, is, l.Least))
+		raised = append(raised, Finding{Kind: KindSysctl, Object: l.Name, Found: strconv.Itoa(is), Want: strconv.Itoa(l.Least)})
 	}
 	return raised, errors.Join(errs...)
 }

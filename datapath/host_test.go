@@ -18,7 +18,11 @@ func TestLimitsAreRaisedAndNeverLowered(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return strings.Join(raised, ", ")
+		var words []string
+		for _, f := range raised {
+			words = append(words, f.String())
+		}
+		return strings.Join(words, "; ")
 	}
 	if got := raise(); got != "" {
 		t.Errorf("a host without limits: raised %s", got)
@@ -31,7 +35,7 @@ func TestLimitsAreRaisedAndNeverLowered(t *testing.T) {
 		t.Errorf("where nothing can be written: %v", err)
 	}
 	h.k.FixSysctls(false)
-	if got, want := raise(), small+" 1024 65536"; got != want {
+	if got, want := raise(), "sysctl "+small+" was 1024, wants 65536"; got != want {
 		t.Errorf("raised %s, want %s", got, want)
 	}
 	if h.k.Sysctl("", small) != "65536" || h.k.Sysctl("", large) != "1000000" {

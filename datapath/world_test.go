@@ -11,6 +11,7 @@ import (
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/internal/nstest"
 	"github.com/carrick-net/carrick/netns"
+	"github.com/carrick-net/carrick/plan"
 )
 
 // reading is all of a network's kernel state that a plan has a say in, as text
