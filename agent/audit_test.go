@@ -27,7 +27,7 @@ func TestAuditsAreSpread(t *testing.T) {
 		gap, hosts, audits := every/100, 0, 0
 		begin := time.Now()
 		a := auditor{
-			every:    every,
+			every: every,
 			networks: func() []carrick.NetworkID {
 				mu.Lock()
 				defer mu.Unlock()

@@ -22,7 +22,7 @@ const (
 	KindNeighbour Kind = "neighbour" // neighbours of the vxlan device
 	KindAddress   Kind = "address"   // addresses, of which no link has one
 	KindSysctl    Kind = "sysctl"
-	KindRules     Kind = "rules" // tables of the packet filter
+	KindRules     Kind = "rule" // tables of the packet filter
 )
 
 // Kinds are all of them, in the order in which they are told.

@@ -53,6 +53,11 @@ type Source interface {
 	Check(ctx context.Context, ref string) (Check, error)
 	// Facts returns what Check compares, as read at one look.
 	Facts(ctx context.Context) (Facts, error)
+	// Audit reads the kernel state of a network back in full now and repairs it, of
+	// all networks if ref is "". Errors as Network's.
+	Audit(ctx context.Context, ref string) (Audit, error)
+	// Doctor looks at what the agent can see of itself and changes nothing.
+	Doctor(ctx context.Context) ([]Checked, error)
 	// Release gives an address of this host back that nobody uses. [ErrRefused] if
 	// somebody may, unless forced, or if it is another host's; else errors as
 	// Network's.
@@ -91,6 +96,14 @@ func Handler(src Source, log *slog.Logger) http.Handler {
 	handle(mux, log, "GET /v1/check", longTimeout, func(ctx context.Context, r *http.Request) (Check, error) {
 		return src.Check(ctx, r.URL.Query().Get("ref"))
 	})
+	handle(mux, log, "POST /v1/audit", longTimeout, func(ctx context.Context, r *http.Request) (Audit, error) {
+		q, err := body[auditRequest](r)
+		if err != nil {
+			return Audit{}, err
+		}
+		return src.Audit(ctx, q.Network)
+	})
+	get(mux, log, "/v1/doctor", func(ctx context.Context, _ *http.Request) ([]Checked, error) { return src.Doctor(ctx) })
 	get(mux, log, "/v1/facts", func(ctx context.Context, _ *http.Request) (Facts, error) { return src.Facts(ctx) })
 	handle(mux, log, "POST /v1/release", longTimeout, func(ctx context.Context, r *http.Request) (Released, error) {
 		q, err := body[releaseRequest](r)
@@ -107,6 +120,10 @@ func Handler(src Source, log *slog.Logger) http.Handler {
 		return src.RemoveNode(ctx, q.Node, q.Force)
 	})
 	return mux
+}
+
+type auditRequest struct {
+	Network string `json:"network,omitempty"`
 }
 
 type releaseRequest struct {

@@ -131,6 +131,16 @@ func (c *Client) Facts(ctx context.Context) (Facts, error) {
 	return ask[Facts](ctx, c, "/v1/facts")
 }
 
+// Audit implements [Source].
+func (c *Client) Audit(ctx context.Context, ref string) (Audit, error) {
+	return tell[Audit](ctx, c, "/v1/audit", auditRequest{ref})
+}
+
+// Doctor implements [Source].
+func (c *Client) Doctor(ctx context.Context) ([]Checked, error) {
+	return ask[[]Checked](ctx, c, "/v1/doctor")
+}
+
 // Release implements [Source].
 func (c *Client) Release(ctx context.Context, ref string, a netip.Addr, force bool) (Released, error) {
 	return tell[Released](ctx, c, "/v1/release", releaseRequest{ref, a, force})

@@ -15,6 +15,8 @@ type Metrics struct {
 	passes  *prometheus.CounterVec
 	changes *prometheus.CounterVec
 	drift   *prometheus.CounterVec
+	audits  *prometheus.CounterVec
+	audit   prometheus.Gauge
 }
 
 // Gauges are values read when somebody asks.
@@ -30,6 +32,9 @@ type Gauges struct {
 	Fenced         func() float64 // 1 while this host is fenced, else 0
 	Cut            func() float64 // endpoints whose ports are down because of a fence
 	Conflicts      func() float64 // things that two hosts hold
+	// ReadingAge is how long ago the network was read back in full that was so
+	// longest ago, in seconds; 0 without networks.
+	ReadingAge func() float64
 	// Pools are the pools of networks whose endpoints this host knows whole.
 	Pools func() []PoolRatio
 }
@@ -73,8 +78,17 @@ func NewMetrics(version string, g Gauges) *Metrics {
 		drift: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "carrick_drift_total", Help: "Kernel objects repaired that somebody else had changed.",
 		}, []string{"kind"}),
+		audits: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "carrick_audits_total", Help: "Times that a network's kernel state was read back in full.",
+		}, []string{"result"}),
+		audit: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "carrick_audit_seconds", Help: "Time that the last of these took, with repairs.",
+		}),
 	}
-	m.Registry.MustRegister(m.calls, m.passes, m.changes, m.drift,
+	for _, result := range []string{"clean", "drift", "error"} {
+		m.audits.WithLabelValues(result)
+	}
+	m.Registry.MustRegister(m.calls, m.passes, m.changes, m.drift, m.audits, m.audit,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	gauge := func(name, help string, labels prometheus.Labels, fn func() float64) {
 		m.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels}, fn))
@@ -90,6 +104,7 @@ func NewMetrics(version string, g Gauges) *Metrics {
 	gauge("carrick_fenced", "Whether this host was removed and has not regained its addresses.", nil, g.Fenced)
 	gauge("carrick_cut_endpoints", "Endpoints that are cut off because their addresses may be another host's.", nil, g.Cut)
 	gauge("carrick_conflicts", "Blocks, addresses and networks that two hosts hold.", nil, g.Conflicts)
+	gauge("carrick_reading_age_seconds", "How long ago the network was read back in full that was so longest ago.", nil, g.ReadingAge)
 	m.Registry.MustRegister(poolCollector{
 		desc: prometheus.NewDesc("carrick_pool_used_ratio", "Addresses given out, of those a pool has for endpoints, in networks with a container on this host.", []string{"network", "name", "pool"}, nil),
 		read: g.Pools,
@@ -111,6 +126,20 @@ func (m *Metrics) Pass(changes, drift map[string]int, err error) {
 	}
 	for kind, n := range drift {
 		m.drift.WithLabelValues(kind).Add(float64(n))
+	}
+}
+
+// Audited records one whole reading: how long it took, and whether it found
+// drift.
+func (m *Metrics) Audited(took time.Duration, drift bool, err error) {
+	m.audit.Set(took.Seconds())
+	switch {
+	case err != nil:
+		m.audits.WithLabelValues("error").Inc()
+	case drift:
+		m.audits.WithLabelValues("drift").Inc()
+	default:
+		m.audits.WithLabelValues("clean").Inc()
 	}
 }
 

@@ -64,6 +64,16 @@ func (f fake) Check(_ context.Context, ref string) (status.Check, error) {
 	}}}, f.err
 }
 
+func (f fake) Audit(_ context.Context, ref string) (status.Audit, error) {
+	return status.Audit{Node: "h1", Took: time.Millisecond, Networks: []status.AuditedNetwork{{
+		Name: ref, Here: true, Kinds: map[string]int{"fdb": 1}, Objects: []status.Object{{Kind: "fdb", Text: "fdb row x was missing"}},
+	}}}, f.err
+}
+
+func (f fake) Doctor(context.Context) ([]status.Checked, error) {
+	return []status.Checked{status.OK("store", "answers"), status.Bad("engine", "start it", "gone")}, f.err
+}
+
 func (f fake) Facts(context.Context) (status.Facts, error) {
 	return status.Facts{Node: "h1", Sides: []status.Side{{Name: "store"}}, Facts: allFacts()}, f.err
 }
@@ -318,13 +328,15 @@ func TestWeb(t *testing.T) {
 	one := func() float64 { return 1 }
 	m := status.NewMetrics("v1", status.Gauges{
 		StoreUp: zero, StoreAge: zero, Networks: zero, Endpoints: zero, Unpublished: zero,
-		UnpublishedAge: zero, Recovery: one, Fenced: zero, Cut: one, Conflicts: zero,
+		UnpublishedAge: zero, Recovery: one, Fenced: zero, Cut: one, Conflicts: zero, ReadingAge: one,
 		Pools: func() []status.PoolRatio {
 			return []status.PoolRatio{{Network: "00000000000000aa", Name: "app", Pool: "10.42.0.0/16", Ratio: .5}}
 		},
 	})
 	m.Call("NetworkDriver.Join", time.Millisecond, errors.New("x"))
 	m.Pass(map[string]int{"fdb": 3}, map[string]int{"fdb": 1}, nil)
+	m.Audited(250*time.Millisecond, true, nil)
+	m.Audited(500*time.Millisecond, false, errors.New("x"))
 	for _, tt := range []struct {
 		src  fake
 		path string
@@ -338,6 +350,8 @@ func TestWeb(t *testing.T) {
 		{fake{err: errors.New("boom")}, "/", 200, []string{"boom"}},
 		{fake{}, "/metrics", 200, []string{`carrick_plugin_call_seconds_count{method="NetworkDriver.Join",result="error"} 1`, `carrick_drift_total{kind="fdb"} 1`, "carrick_store_up 0", `carrick_info{version="v1"} 1`,
 			"carrick_recovery 1", "carrick_fenced 0", "carrick_cut_endpoints 1", "carrick_conflicts 0",
+			`carrick_audits_total{result="drift"} 1`, `carrick_audits_total{result="error"} 1`, `carrick_audits_total{result="clean"} 0`,
+			"carrick_audit_seconds 0.5", "carrick_reading_age_seconds 1",
 			`carrick_pool_used_ratio{name="app",network="00000000000000aa",pool="10.42.0.0/16"} 0.5`}},
 		{fake{}, "/else", 404, nil},
 	} {

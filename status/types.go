@@ -38,8 +38,14 @@ type Status struct {
 	Cut    []Endpoint `json:"cut,omitempty"`
 	// Conflicts say what two hosts hold and only one can have.
 	Conflicts []string `json:"conflicts,omitempty"`
-	Drift     int      `json:"drift"` // kernel objects repaired since the start
-	Problems  []string `json:"problems"`
+	// Drift is how many kernel objects were repaired since the start that somebody
+	// else had changed, DriftKinds the same by kind, and Recent the last of it,
+	// newest first.
+	Drift      int            `json:"drift"`
+	DriftKinds map[string]int `json:"drift_kinds,omitempty"`
+	Recent     []Drift        `json:"drift_recent,omitempty"`
+	Audits     Reading        `json:"audits"`
+	Problems   []string       `json:"problems"`
 }
 
 // Epoch is the store's state as far as its past goes.

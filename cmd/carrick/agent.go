@@ -62,7 +62,7 @@ func agentFlags(f *pflag.FlagSet) {
 	f.String("netns-dir", "/run/netns", "where the networks' namespaces are mounted")
 	f.StringArray("default-pool", []string{ipam.Default4, ipam.Default6}, "where subnets come from when none is given (repeatable; a family\nof which none is given keeps its default)")
 	f.String("consul-token-file", "", "file with the Consul token")
-	f.Duration("audit", time.Minute, "how often the kernel is read back and compared")
+	f.Duration("audit-interval", time.Minute, "how often each network's part of the kernel is read back in full and repaired, at least 1s;\nnetworks take turns")
 	f.Duration("host-grace", 0, "after how long without the store this host gives its addresses up and cuts its containers\noff, so that the others may have them; below 10m a restart or a short outage may do it (default 0 = never)")
 	f.String("config", "", "YAML file with any of these flags")
 	f.String("log-level", "info", "debug, info, warn or error")
@@ -124,9 +124,9 @@ func agentConfig(flags *pflag.FlagSet, stderr io.Writer) (daemon.Config, *slog.L
 	if s, ok := k.Get("default-pool").(string); ok { // one, in a file
 		pools = strings.Fields(s)
 	}
-	audit, err := time.ParseDuration(k.String("audit"))
+	audit, err := time.ParseDuration(k.String("audit-interval"))
 	if err != nil {
-		return none, nil, fmt.Errorf("--audit %q: want a duration like 30s or 1m", k.String("audit"))
+		return none, nil, fmt.Errorf("--audit-interval %q: want a duration like 30s or 1m", k.String("audit-interval"))
 	}
 	grace, err := time.ParseDuration(k.String("host-grace"))
 	if err != nil {

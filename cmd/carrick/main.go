@@ -91,6 +91,6 @@ func rootCommand(stdout, stderr io.Writer) *cobra.Command {
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(agentCommand(), statusCommand(), networkCommand(), endpointCommand(), nodeCommand(), ipamCommand(), versionCommand())
+	root.AddCommand(agentCommand(), statusCommand(), networkCommand(), endpointCommand(), nodeCommand(), ipamCommand(), doctorCommand(), versionCommand())
 	return root
 }

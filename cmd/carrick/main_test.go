@@ -43,7 +43,7 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"agent", "--state-dir", "relative"}, exitProblem, `--state-dir "relative"`},
 		{[]string{"agent", "--node", "a b"}, exitProblem, `--node "a b"`},
 		{[]string{"agent", "--default-pool", "10.0.0.0/8"}, exitProblem, "base=10.128.0.0/9,size=16"},
-		{[]string{"agent", "--audit", "1ms"}, exitProblem, "--audit 1ms"},
+		{[]string{"agent", "--audit-interval", "1ms"}, exitProblem, "--audit-interval 1ms"},
 		{[]string{"agent", "--host-grace", "1m"}, exitProblem, "--host-grace 1m0s: want 0 (off) or at least 1m30s"},
 		{[]string{"agent", "--host-grace", "-1h"}, exitProblem, "--host-grace -1h0m0s"},
 		{[]string{"agent", "--host-grace", "long"}, exitUsage, "--host-grace"},

@@ -39,9 +39,15 @@ func printStatus(w io.Writer, s status.Status, now time.Time) error {
 		[2]string{"here", plural(s.Networks, "network") + ", " + plural(s.Local, "endpoint")},
 		[2]string{"published", published(s, now)},
 		[2]string{"fence", fence(s)},
-		[2]string{"drift", fmt.Sprintf("%d kernel objects repaired since %s", s.Drift, s.Started.Format(time.DateTime))},
+		[2]string{"drift", drift(s)},
+		[2]string{"audits", audits(s.Audits, now)},
 		[2]string{"version", s.Version},
 	)
+	if err == nil && len(s.Recent) > 0 {
+		if _, err = fmt.Fprintln(w, "\nRepaired lately:"); err == nil {
+			err = columns(w, driftRows(s.Recent, now))
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -51,6 +57,24 @@ func printStatus(w io.Writer, s status.Status, now time.Time) error {
 	}
 	_, err = fmt.Fprintf(w, "\nNeeds attention:\n  %s\n", strings.Join(s.Problems, "\n  "))
 	return err
+}
+
+func drift(s status.Status) string {
+	kinds := ""
+	if len(s.DriftKinds) > 0 {
+		kinds = " (" + byKind(s.DriftKinds) + ")"
+	}
+	return fmt.Sprintf("%d kernel objects repaired since %s%s", s.Drift, s.Started.Format(time.DateTime), kinds)
+}
+
+func audits(r status.Reading, now time.Time) string {
+	switch {
+	case r.Networks == 0:
+		return ""
+	case r.Unread > 0 || r.Oldest.IsZero():
+		return fmt.Sprintf("each network every %s, %d not read in full yet", r.Every, r.Unread)
+	}
+	return fmt.Sprintf("each network every %s, the last of them read %s", r.Every, ago(r.Oldest, now))
 }
 
 func link(l status.Link, now time.Time) string {

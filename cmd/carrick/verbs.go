@@ -66,8 +66,13 @@ func printJSON(w io.Writer, v any) error {
 
 // table prints rows under a header, as docker does.
 func table(w io.Writer, header []string, rows [][]string) error {
+	return columns(w, append([][]string{header}, rows...))
+}
+
+// columns prints rows in columns.
+func columns(w io.Writer, rows [][]string) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	for _, row := range append([][]string{header}, rows...) {
+	for _, row := range rows {
 		if _, err := fmt.Fprintln(tw, strings.Join(row, "\t")); err != nil {
 			return err
 		}

@@ -25,6 +25,8 @@ type agent struct {
 	nodes     []status.Node
 	ipam      []status.IPAM
 	check     status.Check
+	audit     status.Audit
+	doctor    []status.Checked
 	release   func(ref string, a netip.Addr, force bool) (status.Released, error)
 	remove    func(ref string, force bool) (status.Removed, error)
 }
@@ -51,6 +53,15 @@ func (a agent) Check(_ context.Context, ref string) (status.Check, error) {
 	}
 	return a.check, nil
 }
+
+func (a agent) Audit(_ context.Context, ref string) (status.Audit, error) {
+	if ref == "none" {
+		return status.Audit{}, fmt.Errorf("network %q %w", ref, status.ErrNotFound)
+	}
+	return a.audit, nil
+}
+
+func (a agent) Doctor(context.Context) ([]status.Checked, error) { return a.doctor, nil }
 
 func (a agent) Facts(context.Context) (status.Facts, error) {
 	return status.Facts{Node: a.check.Node, Sides: a.check.Sides}, nil

@@ -58,7 +58,7 @@ func (c Config) check() ([]ipam.DefaultPool, error) {
 		return nil, err
 	}
 	if c.Audit < time.Second {
-		return nil, fmt.Errorf("--audit %s: want at least 1s", c.Audit)
+		return nil, fmt.Errorf("--audit-interval %s: want at least 1s: an agent that never looks cannot say that the kernel is right", c.Audit)
 	}
 	if c.HostGrace != 0 && c.HostGrace < minGrace {
 		return nil, fmt.Errorf("--host-grace %s: want 0 (off) or at least %s: a host that is only restarted, or cut off from the store for a moment, must not lose its addresses", c.HostGrace, minGrace)

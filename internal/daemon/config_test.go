@@ -26,7 +26,7 @@ func TestConfigIsChecked(t *testing.T) {
 		`--plugin-socket ""`:     func(c *Config) { c.PluginSocket = "" },
 		`--node "a b"`:           func(c *Config) { c.Node = "a b" },
 		`--node ""`:              func(c *Config) { c.Node = "" },
-		"--audit 1ms":            func(c *Config) { c.Audit = time.Millisecond },
+		"--audit-interval 1ms":   func(c *Config) { c.Audit = time.Millisecond },
 		"--default-pool":         func(c *Config) { c.DefaultPools = append(c.DefaultPools, "10.0.0.0/8") },
 		"--host-grace 1m29s":     func(c *Config) { c.HostGrace = minGrace - time.Second },
 		"--host-grace -1s":       func(c *Config) { c.HostGrace = -time.Second },

@@ -101,7 +101,12 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	metrics := status.NewMetrics(cfg.Version, src.gauges())
 	src.rec = agent.New(agent.Config{
 		Facts: cl, Overlay: overlay, Ways: ways, Log: log.With("part", "agent"), Audit: cfg.Audit,
-		Observe: func(r datapath.Report, err error) { metrics.Pass(kinds(r.Changes), kinds(r.Drift), err) },
+		Observe: func(a agent.Audit) {
+			metrics.Pass(kinds(a.Changes), kinds(a.Drift), a.Err)
+			if a.Resync != "" {
+				metrics.Audited(a.Took, a.Drift.Total() > 0, a.Err)
+			}
+		},
 	})
 	rec.Store(src.rec)
 
@@ -146,7 +151,9 @@ func addrOf(l net.Listener) string { return l.Addr().String() }
 
 // kinds names the counts of a report for the metrics.
 func kinds(c datapath.Counts) map[string]int {
-	return map[string]int{
-		"namespace": c.Namespaces, "link": c.Links, "fdb": c.FDB, "bridged": c.Bridged, "neighbour": c.Neigh, "rule": c.Rules,
+	out := map[string]int{}
+	for _, k := range datapath.Kinds() {
+		out[string(k)] = c.Of(k)
 	}
+	return out
 }

@@ -44,6 +44,12 @@ func (s *source) gauges() status.Gauges {
 		Cut:       func() float64 { return float64(len(s.cut())) },
 		Conflicts: func() float64 { return float64(len(s.cluster.Conflicts())) },
 		Pools:     s.ratios,
+		ReadingAge: func() float64 {
+			if oldest := s.reading().Oldest; !oldest.IsZero() {
+				return age(oldest, s.started)
+			}
+			return 0
+		},
 	}
 }
 
@@ -133,8 +139,12 @@ func (s *source) Status(ctx context.Context) (status.Status, error) {
 		problem("network %s: endpoint %s (%s) is cut off: its address may be another host's by now: docker restart %s", e.NetName, e.ID.Short(), addrs(e.Addrs), container)
 	}
 	out.Problems = append(out.Problems, out.Conflicts...)
+	out.Drift, out.DriftKinds = s.drift()
+	out.Recent, out.Audits = s.recent(), s.reading()
+	if out.Audits.Late(time.Now()) {
+		problem("a network was last read back %s ago, although each should be every %s: see the agent's log", time.Since(out.Audits.Oldest).Round(time.Second), out.Audits.Every)
+	}
 	for _, n := range s.rec.Networks() {
-		out.Drift += n.Drift.Total()
 		for _, p := range problems(n) {
 			if slices.ContainsFunc(out.Cut, func(e status.Endpoint) bool { return strings.HasPrefix(p, "endpoint "+e.ID.Short()+" is cut off") }) {
 				continue // said above, with the container's name
