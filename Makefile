@@ -58,7 +58,7 @@ bench: ## what many hosts on one store cost, next to other designs (root)
 	@hack/bench.sh $(BENCH)
 
 .PHONY: soak
-soak: ## churn on simulated hosts for SOAKTIME (30m), drift and leaks counted (root)
+soak: ## 20,000 starts and stops, then random histories for SOAKTIME (30m); drift and leaks counted (root)
 	@hack/soak.sh $(SOAKTIME)
 
 .PHONY: up

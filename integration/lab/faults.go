@@ -76,11 +76,15 @@ func (l *Lab) Oneway(ctx context.Context, from, to *Host) error {
 // Loss drops a share of the frames a host sends, at random; percent is from 0
 // to 100, in steps of a tenth.
 func (l *Lab) Loss(ctx context.Context, h *Host, percent float64) error {
-	chance := "" // of everything
+	return l.underlay.addFaults(ctx, fmt.Sprintf("iifname %q %scounter drop", h.name, chance(percent)))
+}
+
+// chance is the part of a rule that makes it match a share of the frames.
+func chance(percent float64) string {
 	if n := int(percent * 10); n < 1000 {
-		chance = fmt.Sprintf("numgen random mod 1000 < %d ", n)
+		return fmt.Sprintf("numgen random mod 1000 < %d ", n)
 	}
-	return l.underlay.addFaults(ctx, fmt.Sprintf("iifname %q %scounter drop", h.name, chance))
+	return ""
 }
 
 // CutFromConsul separates a host from every Consul server and from nobody else.
@@ -88,6 +92,18 @@ func (l *Lab) CutFromConsul(ctx context.Context, h *Host) error {
 	var rules []string
 	for _, c := range l.consuls {
 		rules = append(rules, dropBothWays(h.name, c.name)...)
+	}
+	return l.underlay.addFaults(ctx, rules...)
+}
+
+// LossToConsul drops a share of the frames between a host and every Consul server,
+// both ways, at random; percent is as for [Lab.Loss].
+func (l *Lab) LossToConsul(ctx context.Context, h *Host, percent float64) error {
+	var rules []string
+	for _, c := range l.consuls {
+		for _, r := range dropBothWays(h.name, c.name) {
+			rules = append(rules, strings.TrimSuffix(r, "counter drop")+chance(percent)+"counter drop")
+		}
 	}
 	return l.underlay.addFaults(ctx, rules...)
 }

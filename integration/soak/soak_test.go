@@ -2,9 +2,9 @@ package soak
 
 import "testing"
 
-// TestChurn is an afternoon of a careless operator, an unlucky rack and somebody
+// TestDamage is an afternoon of a careless operator, an unlucky rack and somebody
 // who likes to try commands of iproute2.
-func TestChurn(t *testing.T) {
+func TestDamage(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.live(t, []action{

@@ -72,6 +72,18 @@ type box struct {
 // newWorld starts a lab. Its choices follow from the seed, which is printed.
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	seed := newSeed(t)
+	w := &world{
+		Lab: lab.New(t, lab.Options{Agents: true}), rand: rand.New(rand.NewPCG(seed, seed)),
+		nets: map[string]*network{}, boxes: map[string]*box{}, cut: map[*lab.Host]from{},
+	}
+	warmUp(t, w.Lab)
+	return w
+}
+
+// newSeed is CARRICK_SEED, or a seed of the moment, and is printed.
+func newSeed(t *testing.T) uint64 {
+	t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	if s := os.Getenv("CARRICK_SEED"); s != "" {
 		n, err := strconv.ParseUint(s, 10, 64)
@@ -81,12 +93,7 @@ func newWorld(t *testing.T) *world {
 		seed = n
 	}
 	t.Logf("CARRICK_SEED=%d", seed)
-	w := &world{
-		Lab: lab.New(t, lab.Options{Agents: true}), rand: rand.New(rand.NewPCG(seed, seed)),
-		nets: map[string]*network{}, boxes: map[string]*box{}, cut: map[*lab.Host]from{},
-	}
-	w.warmUp(t)
-	return w
+	return seed
 }
 
 // action is a kind of step and how often it comes, relative to the others.
@@ -311,13 +318,13 @@ func (w *world) reachesAll(ctx context.Context, b *box) error {
 }
 
 // warmUp lets what stays for good come into being: docker_gwbridge.
-func (w *world) warmUp(t *testing.T) {
+func warmUp(t *testing.T, l *lab.Lab) {
 	t.Helper()
-	for _, h := range w.Hosts() {
+	for _, h := range l.Hosts() {
 		h.MustDocker(t, "network", "create", "-d", "carrick", "--ipam-driver", "carrick", "--subnet", "10.254.0.0/16", "warmup")
 		h.MustDocker(t, "run", "--rm", "--network", "warmup", "-p", "18080:80", lab.Image, "true")
 	}
-	for _, h := range w.Hosts() {
+	for _, h := range l.Hosts() {
 		h.MustDocker(t, "network", "rm", "warmup")
 	}
 }
