@@ -251,7 +251,7 @@ func (c *churn) excuse(sl *slot, from time.Time, err error) string {
 	case sl.at.died(from) && says("EOF", "connection refused", "connection reset", "no such file"):
 		return "the agent was killed during a call"
 	}
-	if m := sl.mover; m != nil && says("lent to host") && time.Since(m.freed) < lent {
+	if m := sl.mover; m != nil && says("lent to host", "which borrowed it") && time.Since(m.freed) < lent {
 		return "the address was lent to the host that the container had left"
 	}
 	for _, o := range c.sites {
