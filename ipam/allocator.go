@@ -31,9 +31,23 @@ type Memory interface {
 // lowest one of the first block that has one never used, else the one that has
 // rested longest. Resting is an order and never a reason to refuse. Blocks all
 // of whose addresses are known are not looked into.
+//
+// Addresses that were borrowed come after all others. One that is not needed goes
+// back to its owner, whose container may be waiting for it.
 func Pick(pool carrick.Pool, blocks []netip.Prefix, mem Memory) (netip.Addr, bool) {
+	for _, borrowed := range []bool{false, true} {
+		if a, ok := pick(pool, blocks, mem, borrowed); ok {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// pick is Pick from the blocks that were borrowed, or from those that were not.
+func pick(pool carrick.Pool, blocks []netip.Prefix, mem Memory, borrowed bool) (netip.Addr, bool) {
+	among := func(b netip.Prefix) bool { return (b.Bits() > pool.Block) == borrowed }
 	for _, b := range blocks {
-		if mem.Known(b) >= pool.Usable(b) {
+		if !among(b) || mem.Known(b) >= pool.Usable(b) {
 			continue
 		}
 		for a := range addrs(b) {
@@ -43,7 +57,7 @@ func Pick(pool carrick.Pool, blocks []netip.Prefix, mem Memory) (netip.Addr, boo
 		}
 	}
 	for a := range mem.Resting() {
-		if Owned(blocks, a) {
+		if slices.ContainsFunc(blocks, func(b netip.Prefix) bool { return among(b) && b.Contains(a) }) {
 			return a, true
 		}
 	}

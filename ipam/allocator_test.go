@@ -160,6 +160,43 @@ func FuzzAllocator(f *testing.F) {
 	})
 }
 
+// An address that was borrowed is given out when this host has no other, so that it
+// can go back to its owner.
+func TestBorrowedAddressesComeLast(t *testing.T) {
+	t.Parallel()
+	p := netip.MustParsePrefix("10.42.0.0/27")
+	pool := carrick.Pool{Prefix: p, Gateway: p.Addr().Next(), Block: carrick.BlockBits(p)}
+	guest, own := netip.MustParsePrefix("10.42.0.9/32"), netip.MustParsePrefix("10.42.0.20/31")
+	blocks := []netip.Prefix{guest, own}
+	mem := fakeMemory{pool, map[netip.Addr]bool{}, map[netip.Addr]uint64{guest.Addr(): 1}} // it has rested longest
+	var order uint64 = 1
+	take := func(want string) {
+		t.Helper()
+		a, ok := Pick(pool, blocks, mem)
+		if !ok || a.String() != want {
+			t.Fatalf("picked %v (%v), want %s", a, ok, want)
+		}
+		mem.taken[a] = true
+		delete(mem.released, a)
+	}
+	release := func(addr string) {
+		a := netip.MustParseAddr(addr)
+		order++
+		mem.taken[a], mem.released[a] = false, order
+	}
+	take("10.42.0.20")
+	release("10.42.0.20")
+	take("10.42.0.21")
+	take("10.42.0.20")
+	take("10.42.0.9")
+	if a, ok := Pick(pool, blocks, mem); ok {
+		t.Fatalf("picked %s, which somebody has", a)
+	}
+	release("10.42.0.9")
+	release("10.42.0.21")
+	take("10.42.0.21")
+}
+
 // Blocks cover every address of a pool that a container may have, and one host
 // can use a whole pool.
 func TestBlocksCoverThePool(t *testing.T) {
