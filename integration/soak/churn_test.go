@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,7 +55,11 @@ const (
 	tight = "tight"
 )
 
-var subnets = map[string]string{roomy: "10.60.0.0/24", tight: "10.61.0.0/27"}
+var subnets = map[string][]string{
+	// The upper half is for those who ask for an address.
+	roomy: {"--subnet", "10.60.0.0/24", "--ip-range", "10.60.0.0/25"},
+	tight: {"--subnet", "10.61.0.0/27"},
+}
 
 const (
 	workersPerHost = 3
@@ -153,7 +158,7 @@ func (c *churn) makeNetworks(t *testing.T) {
 		for _, s := range c.sites {
 			// An internal network has no second interface, whose rules cost the engine
 			// more than all the rest.
-			s.MustDocker(t, "network", "create", "-d", "carrick", "--ipam-driver", "carrick", "--internal", "--subnet", subnet, name)
+			s.MustDocker(t, slices.Concat([]string{"network", "create", "-d", "carrick", "--ipam-driver", "carrick", "--internal"}, subnet, []string{name})...)
 		}
 	}
 	c.began = time.Now()
