@@ -184,6 +184,11 @@ func (w *worker) record(want plan.Network, did Audit) {
 	if err == nil && w.state.Err != nil {
 		w.r.cfg.Log.Info("network is as it should be", "network", w.id)
 	}
+	for id, e := range report.Endpoints {
+		if old := w.state.Endpoints[id]; e != nil && (old == nil || old.Error() != e.Error()) {
+			w.r.cfg.Log.Debug("endpoint not as it should be", "network", w.id, "endpoint", id.Short(), "err", e)
+		}
+	}
 	for _, p := range report.Problems {
 		if !slices.Contains(w.state.Problems, p) {
 			w.r.cfg.Log.Warn("problem", "network", w.id, "problem", p)

@@ -57,6 +57,7 @@ type applied struct {
 	vxlan   plan.VXLAN
 	clamp   nft.Clamp
 	ports   map[string]plan.Port // only those without an error
+	asked   map[string]bool      // names of all ports that the plan had
 	sysctls map[string]string    // only those the kernel has
 }
 

@@ -402,13 +402,9 @@ func (r *run) unwanted() []*nl.Link {
 	return out
 }
 
-// planned says whether the plan before this one had a port.
+// planned says whether the plan before this one had a port, realised or not.
 func (r *run) planned(name string) bool {
-	if r.a.applied == nil {
-		return false
-	}
-	_, ok := r.a.applied.ports[name]
-	return ok
+	return r.a.applied != nil && r.a.applied.asked[name]
 }
 
 func (r *run) removePorts(old []*nl.Link) error {
@@ -429,8 +425,12 @@ func (r *run) removePorts(old []*nl.Link) error {
 
 // remember notes what the kernel now holds of the plan.
 func (r *run) remember() {
-	done := &applied{bridge: r.want.Bridge, vxlan: r.want.VXLAN, clamp: clampOf(r.want), ports: make(map[string]plan.Port, len(r.want.Ports))}
+	done := &applied{
+		bridge: r.want.Bridge, vxlan: r.want.VXLAN, clamp: clampOf(r.want),
+		ports: make(map[string]plan.Port, len(r.want.Ports)), asked: make(map[string]bool, len(r.want.Ports)),
+	}
 	for _, p := range r.want.Ports {
+		done.asked[p.Name] = true
 		if r.rep.Endpoints[p.Endpoint] == nil {
 			p.Create = false // no part of what the kernel holds
 			done.ports[p.Name] = p

@@ -326,6 +326,28 @@ func TestOneFailingPortFailsOnlyItsEndpoint(t *testing.T) {
 	}
 }
 
+// A port whose look failed is still ours: that it goes with its endpoint is nobody
+// else's doing.
+func TestAPortThatFailedAndWentIsNoDrift(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	p := plans()["three hosts"]
+	h.apply(p)
+	h.k.FailNext("Peer", unix.ENOBUFS)
+	rep, err := h.a.Audit(t.Context())
+	if err != nil || rep.Endpoints[endpoint(1)] == nil {
+		t.Fatalf("no port failed: %+v, %v", rep, err)
+	}
+	left := p
+	gone := p.Ports[0].Name
+	left.Ports = p.Ports[1:]
+	left.Bridged = slices.DeleteFunc(slices.Clone(p.Bridged), func(b plan.BridgeRow) bool { return b.Port == gone })
+	rep = h.apply(left)
+	if rep.Resync == "" || rep.Changes.Links != 1 || rep.Drift.Total() != 0 {
+		t.Errorf("after the endpoint went: %+v", rep)
+	}
+}
+
 func TestAKernelWithoutTheModuleIsNamed(t *testing.T) {
 	t.Parallel()
 	p := plans()["three hosts"]

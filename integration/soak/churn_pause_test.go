@@ -151,12 +151,6 @@ func (s *slot) answers(ctx context.Context) error {
 // is no excuse: its successor remembers nothing that could differ.
 func (c *churn) neverDrifted(t *testing.T, s *site) {
 	t.Helper()
-	for line := range strings.Lines(s.AgentLogSince(&s.logRead)) {
-		if strings.Contains(line, "repaired what somebody else had changed") {
-			c.tally.add(drift)
-			t.Errorf("%s: drift that nobody made: %s", s.Name(), line)
-		}
-	}
 	out, err := s.Carrick(t.Context(), "status", "--json")
 	var now struct{ Drift *int }
 	if err == nil {
@@ -164,6 +158,13 @@ func (c *churn) neverDrifted(t *testing.T, s *site) {
 	}
 	if err != nil || now.Drift == nil || *now.Drift != 0 {
 		t.Errorf("%s: its agent's drift: %v (%v)", s.Name(), out, err)
+	}
+	// The log has what agents saw that were killed since.
+	for line := range strings.Lines(s.AgentLogSince(&s.logRead)) {
+		if strings.Contains(line, "repaired what somebody else had changed") {
+			c.tally.add(drift)
+			t.Errorf("%s: drift that nobody made: %s", s.Name(), line)
+		}
 	}
 }
 

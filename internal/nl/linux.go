@@ -65,7 +65,14 @@ func (h *handle) Link(ctx context.Context, ref Ref) (Link, error) {
 
 func (h *handle) Peer(ctx context.Context, veth Link) (Link, error) {
 	op := tool("ip", h.ns.Name()) + " link show the peer of " + veth.Name
-	return h.link(ctx, op, Ref{Index: veth.Peer}, veth.PeerNS)
+	l, err := h.link(ctx, op, Ref{Index: veth.Peer}, veth.PeerNS)
+	// A number that stands for no namespace any more is an invalid argument
+	// (rtnl_get_net_ns_capable): the peer went, or will be moved, with its container.
+	var refused *OpError
+	if veth.PeerNS != NoNSID && errors.As(err, &refused) && refused.Errno == unix.EINVAL {
+		refused.Kind = ErrNotFound
+	}
+	return l, err
 }
 
 // link reads one link of this namespace or, by IFLA_TARGET_NETNSID (4.20), of

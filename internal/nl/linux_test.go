@@ -167,6 +167,11 @@ func TestAPeerIsFoundWhereverDockerMovedIt(t *testing.T) {
 	if id, err := p.net.NSID(t.Context(), p.hostNS); err != nil || id == port.PeerNS {
 		t.Errorf("the peer is said to be in the host still: %d, %v", id, err)
 	}
+	// Its container may end between two looks, and the number stands for nothing.
+	port.PeerNS = 4000
+	if far, err := p.net.Peer(t.Context(), port); !errors.Is(err, nl.ErrNotFound) {
+		t.Errorf("a peer in a namespace that is gone: %+v, %v; want ErrNotFound", far, err)
+	}
 }
 
 func TestTheVXLANSocketIsTheHosts(t *testing.T) {
