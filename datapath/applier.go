@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/datapath/announce"
 	"github.com/carrick-net/carrick/datapath/fdb"
@@ -168,9 +170,11 @@ func (a *Applier) apply(ctx context.Context, want plan.Network) (Report, error) 
 }
 
 // surprised says whether a failure means that something came or went between
-// reading and sending.
+// reading and sending. A bridge that is gone is EINVAL as a master, and a link
+// that is no port any more takes no rows of its bridge (EOPNOTSUPP).
 func surprised(err error) bool {
-	return errors.Is(err, nl.ErrExists) || errors.Is(err, nl.ErrNotFound) || errors.Is(err, netns.ErrExists)
+	return errors.Is(err, nl.ErrExists) || errors.Is(err, nl.ErrNotFound) || errors.Is(err, netns.ErrExists) ||
+		errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // some says what was found, in one line of a log.

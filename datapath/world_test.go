@@ -91,6 +91,9 @@ func (h *realHost) tryDescribe(ctx context.Context, ns netns.Namespace, inside b
 	if err != nil {
 		return nil, err
 	}
+	if ns.ID() == h.NS.ID() {
+		home = nl.NoNSID // which number it gives itself, if any, is its own affair
+	}
 	names := map[int]string{}
 	for _, l := range links {
 		names[l.Index] = l.Name

@@ -103,6 +103,10 @@ func (d *Dir) create(ctx context.Context, name string) (Namespace, error) {
 	} else if !errors.Is(err, ErrNotFound) {
 		return nil, err
 	}
+	// What is mounted there is no network namespace.
+	if err := unmount(d.path(name)); err != nil {
+		return nil, err
+	}
 	ns, err := newNamespace(name)
 	if err != nil {
 		return nil, err

@@ -29,7 +29,8 @@ func (h *handle) Close() error {
 }
 
 // openFile opens a namespace's file. A file that is not a namespace is
-// ErrNotFound: somebody died between making and mounting it.
+// ErrNotFound: somebody died between making and mounting it. So is a namespace
+// of another kind.
 func openFile(path, name string) (*handle, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -53,6 +54,13 @@ func newHandle(f *os.File, name string) (*handle, error) {
 	}
 	if int64(fsinfo.Type) != unix.NSFS_MAGIC {
 		return nil, fmt.Errorf("%w: %s is a plain file", ErrNotFound, f.Name())
+	}
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE) // since 4.11
+	if err != nil {
+		return nil, fmt.Errorf("kind of namespace %s: %w", f.Name(), err)
+	}
+	if kind != unix.CLONE_NEWNET {
+		return nil, fmt.Errorf("%w: %s is a namespace of another kind", ErrNotFound, f.Name())
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {

@@ -101,14 +101,16 @@ func readOnce(ctx context.Context, h nl.Handle, dev Devices) (t tables, clear []
 			if r.Link == dev.VXLAN.Index && static(r.State) && !odd[r.MAC] {
 				t.fdb = append(t.fdb, plan.FDBRow{MAC: r.MAC, VTEP: r.VTEP})
 			}
-		case r.Of == 0 || port.Index == 0 || r.State&nl.StatePermanent != 0 || r.State&nl.StateNoARP == 0:
-			// Of a link that is not ours, a device's own MAC, or learned: a wanted
-			// row is written over it.
+		case r.Of == 0 || port.Index == 0 || r.State&nl.StatePermanent != 0:
+			// Of a link that is not ours, or a device's own MAC.
 		case r.VLAN != 0:
 			// Without VLAN filtering the bridge never looks at it. If a port has been
 			// given VLANs, the kernel itself repeats each of our rows for them.
 		case r.Odd:
+			// Also one that ages: writing over it would leave its flags.
 			clear = append(clear, nl.DelBridged{Link: port, MAC: r.MAC})
+		case r.State&nl.StateNoARP == 0:
+			// Learned: a wanted row is written over it.
 		default:
 			t.bridged = append(t.bridged, plan.BridgeRow{MAC: r.MAC, Port: port.Name})
 		}
