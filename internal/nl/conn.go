@@ -28,6 +28,23 @@ type Traffic struct {
 	Listings atomic.Int64 // of these, requests that list a table
 	Receives atomic.Int64 // system calls
 	Received atomic.Int64 // messages in them
+	Out, In  atomic.Int64 // bytes, headers included
+}
+
+// Volume is what [Traffic] had counted at one moment, or between two.
+type Volume struct {
+	Sent, Received int64 // messages
+	Out, In        int64 // bytes
+}
+
+// Volume returns the counts of now.
+func (t *Traffic) Volume() Volume {
+	return Volume{t.Sent.Load(), t.Received.Load(), t.Out.Load(), t.In.Load()}
+}
+
+// Sub is what came after an earlier count.
+func (v Volume) Sub(o Volume) Volume {
+	return Volume{v.Sent - o.Sent, v.Received - o.Received, v.Out - o.Out, v.In - o.In}
 }
 
 // socketConn is the real one.
@@ -64,6 +81,7 @@ func (c socketConn) send(b []byte) error {
 	if t := c.traffic; t != nil {
 		t.Sends.Add(1)
 		t.Sent.Add(count(b))
+		t.Out.Add(int64(len(b)))
 		// Flags are the third field of a header; a listing is sent alone.
 		if binary.NativeEndian.Uint16(b[6:])&unix.NLM_F_DUMP == unix.NLM_F_DUMP {
 			t.Listings.Add(1)
@@ -81,6 +99,7 @@ func (c socketConn) receive(b []byte) (n int, kernel bool, err error) {
 	if t := c.traffic; t != nil {
 		t.Receives.Add(1)
 		t.Received.Add(count(b[:min(n, len(b))]))
+		t.In.Add(int64(n))
 	}
 	sa, ok := from.(*unix.SockaddrNetlink)
 	return n, ok && sa.Pid == 0, nil
