@@ -17,6 +17,9 @@ func quantile[T float64 | time.Duration](all []T, p float64) T {
 	return all[min(max(i, 0), len(all)-1)]
 }
 
+// median leaves the order as it is.
+func median[T float64 | time.Duration](all []T) T { return quantile(slices.Clone(all), 0.5) }
+
 // ms prints durations in tables.
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 

@@ -19,7 +19,7 @@ die() {
 # need one.
 build=(make git ca-certificates)
 run=(docker.io iptables iproute2 procps busybox-static)
-tests=(gcc libc6-dev pkg-config libseccomp-dev nftables iperf3 ethtool tcpdump jq util-linux systemd shellcheck)
+tests=(gcc libc6-dev pkg-config libseccomp-dev nftables iperf3 sockperf ethtool tcpdump jq util-linux systemd shellcheck)
 
 check=
 if [[ ${1-} == --check ]]; then
