@@ -54,7 +54,7 @@ docs: ## write docs/datapath again, from a real kernel (root)
 	$(GO) test -count=1 -run '^TestKernelPages$$' ./datapath -update
 
 .PHONY: bench
-bench: ## what many hosts on one store cost, next to other designs (root)
+bench: ## stores, kernels and engines at work, next to other designs (root)
 	@hack/bench.sh $(BENCH)
 
 .PHONY: soak
