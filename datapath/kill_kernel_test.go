@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/internal/nft"
 	"github.com/carrick-net/carrick/internal/nstest"
 	"github.com/carrick-net/carrick/plan"
 )
@@ -37,6 +38,11 @@ func verbs() map[string]verb {
 		return s.plan()
 	}
 	same := func(*spec) {}
+	clamped := func(mtu int) plan.Network {
+		p := with(same)
+		p.Clamp = mtu
+		return p
+	}
 	out := map[string]verb{
 		"the first container of a network":  {from: absent(), to: with(same)},
 		"a container more":                  {from: with(func(s *spec) { s.local = []int{1} }), to: with(same)},
@@ -60,6 +66,8 @@ func verbs() map[string]verb {
 		"an MTU large enough again":         {from: all["tiny MTU"], to: all["three hosts"]},
 		"flooding goes off":                 {from: with(same), to: with(func(s *spec) { s.flood = false })},
 		"flooding goes on":                  {from: with(func(s *spec) { s.flood = false }), to: with(same)},
+		"a way that carries less":           {from: with(same), to: clamped(1300), joined: true},
+		"a way that carries all":            {from: clamped(1300), to: with(same), joined: true},
 		"other MACs":                        {from: all["three hosts"], to: all["other MACs"]},
 		"little is known":                   {from: with(same), to: partial(with(func(s *spec) { s.remote = map[int][]string{14: {"192.0.2.4"}} })), joined: true},
 		"little is known of a new network":  {from: absent(), to: partial(with(func(s *spec) { s.remote = nil }))},
@@ -105,7 +113,8 @@ func (s *stage) set(fresh bool) (*life, *datapath.Overlay) {
 	}
 	l := &life{left: -1}
 	open := func() *datapath.Overlay {
-		o, err := datapath.Open(s.t.Context(), datapath.Config{Kernel: mortalKernel{l}, Namespaces: mortalStore{s.Namespaces, l, s.Dir}})
+		o, err := datapath.Open(s.t.Context(), datapath.Config{Kernel: mortalKernel{l},
+			Filter: mortalFilter{nft.Linux{}, l}, Namespaces: mortalStore{s.Namespaces, l, s.Dir}})
 		if err != nil {
 			s.t.Fatal(err)
 		}

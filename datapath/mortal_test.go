@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/carrick-net/carrick/internal/nft"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/netns"
 )
@@ -139,6 +140,27 @@ func (s mortalStore) Delete(ctx context.Context, name string) error {
 		return errDead
 	}
 	return s.Dir.Delete(ctx, name)
+}
+
+// mortalFilter is the real packet filter. Each call that changes it is one
+// transaction of the kernel's.
+type mortalFilter struct {
+	nft.Filter
+	*life
+}
+
+func (f mortalFilter) Set(ctx context.Context, ns netns.Namespace, c nft.Clamp) error {
+	if !f.spend() {
+		return errDead
+	}
+	return f.Filter.Set(ctx, ns, c)
+}
+
+func (f mortalFilter) Remove(ctx context.Context, ns netns.Namespace, t nft.Table) error {
+	if !f.spend() {
+		return errDead
+	}
+	return f.Filter.Remove(ctx, ns, t)
 }
 
 func touch(path string) error {

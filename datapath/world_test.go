@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/carrick-net/carrick/internal/nft"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/internal/nstest"
 	"github.com/carrick-net/carrick/netns"
@@ -122,6 +123,11 @@ func (h *realHost) tryDescribe(ctx context.Context, ns netns.Namespace, inside b
 		out = append(out, s)
 	}
 	if inside {
+		state, err := nft.Linux{}.Read(ctx, ns)
+		if err != nil && !errors.Is(err, nft.ErrNotSupported) {
+			return nil, err
+		}
+		out = append(out, fmt.Sprintf("packet filter %+v", state))
 		rows, err := h.rows(ctx, k, names)
 		if err != nil {
 			return nil, err

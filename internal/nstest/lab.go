@@ -73,7 +73,15 @@ func (l *Lab) Host(n, mtu int) *Host {
 	}
 	h.Namespaces = netns.NewDir(netns.Config{Dir: h.Dir, Host: filepath.Join(l.dir, name)})
 	h.containers = netns.NewDir(netns.Config{Dir: h.contDir})
-	Run(l.t, l.underlay, fmt.Sprintf("ip link add %s mtu %d type veth peer name eth0 mtu %d netns %s", name, mtu, mtu, filepath.Join(l.dir, name)))
+	h.Attach()
+	return h
+}
+
+// Attach gives the host its eth0, again if that was deleted.
+func (h *Host) Attach() {
+	l, name := h.lab, h.NS.Name()
+	l.t.Helper()
+	Run(l.t, l.underlay, fmt.Sprintf("ip link add %s mtu %d type veth peer name eth0 mtu %d netns %s", name, h.MTU, h.MTU, filepath.Join(l.dir, name)))
 	Run(l.t, l.underlay, fmt.Sprintf("ip link set %s master ul0 up", name))
 	for _, line := range []string{
 		"ip link set lo up",
@@ -84,7 +92,6 @@ func (l *Lab) Host(n, mtu int) *Host {
 	} {
 		Run(l.t, h.NS, line)
 	}
-	return h
 }
 
 // Container is what Docker makes of an endpoint: a namespace with the outer end
