@@ -33,16 +33,19 @@ func (o *Overlay) whoHasVNI(ctx context.Context, want plan.VXLAN, own string, ca
 	say := func(format string, args ...any) error {
 		return inTheWay(cause, "VNI %d on UDP port %d of this host is taken by %s", want.VNI, want.Port, fmt.Sprintf(format, args...))
 	}
-	has := func(list []nl.Link) string {
+	// away: in a namespace whose devices may have their socket there, which is then
+	// in nobody's way.
+	has := func(list []nl.Link, away bool) string {
 		for _, l := range list {
-			if v := l.VXLAN; v != nil && v.VNI == want.VNI && v.Port == want.Port {
+			if v := l.VXLAN; v != nil && v.VNI == want.VNI && v.Port == want.Port &&
+				v.Over6() == want.Local.Unmap().Is6() && (!away || l.PeerNS != nl.NoNSID) {
 				return l.Name
 			}
 		}
 		return ""
 	}
 	if list, err := o.hostH.Links(ctx); err == nil {
-		if name := has(list); name != "" {
+		if name := has(list, false); name != "" {
 			return say("link %s in the host's namespace: ip link del %s, or give this network another vni or port", name, name)
 		}
 	}
@@ -56,7 +59,7 @@ func (o *Overlay) whoHasVNI(ctx context.Context, want plan.VXLAN, own string, ca
 			if err != nil {
 				continue
 			}
-			if name := has(list); name != "" && ns != own {
+			if name := has(list, true); name != "" && ns != own {
 				return say("link %s in network namespace %s (another overlay, such as Docker swarm's?): give this network another vni or port", name, ns)
 			}
 		}

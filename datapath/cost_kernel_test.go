@@ -23,9 +23,9 @@ func (c cost) String() string {
 	return fmt.Sprintf("%d messages in %d system calls, %d listings, %d answers in %d", c.sent, c.sends, c.listings, c.received, c.receives)
 }
 
-// crowd is a network with n containers on other hosts and one here. Each of edit
+// town is a network with n containers on other hosts and one here. Each of edit
 // is about one of those elsewhere.
-func crowd(n int, edit map[int]string, local ...int) plan.Network {
+func town(n int, edit map[int]string, local ...int) plan.Network {
 	p := spec{local: append([]int{1}, local...), remote: map[int][]string{}, flood: true}.plan()
 	p.FDB = append(p.FDB, plan.FDBRow{VTEP: addr("192.0.2.2")}, plan.FDBRow{VTEP: addr("192.0.2.3")})
 	for i := range n {
@@ -47,7 +47,7 @@ func crowd(n int, edit map[int]string, local ...int) plan.Network {
 // A change elsewhere is one system call that carries a message for each row, and
 // one that fetches the answer; nothing is listed, and how many rows are there
 // already makes no difference.
-func TestAChangeCostsTheSameMessagesWhateverIsThere(t *testing.T) {
+func TestAChangeElsewhereIsOneSystemCallAndOneAnswer(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{100, 10_000} {
 		h := newRealHost(t, nstest.NewLab(t), 1, 1500)
@@ -62,14 +62,14 @@ func TestAChangeCostsTheSameMessagesWhateverIsThere(t *testing.T) {
 			plan plan.Network
 			want cost
 		}{
-			{"", crowd(n, map[int]string{50: ""}), cost{}},
-			{"a container more elsewhere", crowd(n, nil), cost{1, 3, 0, 1, 1}},
-			{"it moves", crowd(n, map[int]string{50: "192.0.2.3"}), cost{1, 1, 0, 1, 1}},
-			{"it is gone", crowd(n, map[int]string{50: ""}), cost{1, 3, 0, 1, 1}},
-			{"another comes, one goes and one moves", crowd(n, map[int]string{51: "", 52: "192.0.2.3"}), cost{1, 7, 0, 1, 1}},
-			{"nothing changes", crowd(n, map[int]string{51: "", 52: "192.0.2.3"}), cost{}},
-			{"a container more here", crowd(n, map[int]string{51: "", 52: "192.0.2.3"}, 2), cost{5, 5, 0, 5, 5}}, // it needs the index of what it makes
-			{"a container less here", crowd(n, map[int]string{51: "", 52: "192.0.2.3"}), cost{1, 1, 0, 1, 1}},
+			{"", town(n, map[int]string{50: ""}), cost{}},
+			{"a container more elsewhere", town(n, nil), cost{1, 3, 0, 1, 1}},
+			{"it moves", town(n, map[int]string{50: "192.0.2.3"}), cost{1, 1, 0, 1, 1}},
+			{"it is gone", town(n, map[int]string{50: ""}), cost{1, 3, 0, 1, 1}},
+			{"another comes, one goes and one moves", town(n, map[int]string{51: "", 52: "192.0.2.3"}), cost{1, 7, 0, 1, 1}},
+			{"nothing changes", town(n, map[int]string{51: "", 52: "192.0.2.3"}), cost{}},
+			{"a container more here", town(n, map[int]string{51: "", 52: "192.0.2.3"}, 2), cost{5, 5, 0, 5, 5}}, // it needs the index of what it makes
+			{"a container less here", town(n, map[int]string{51: "", 52: "192.0.2.3"}), cost{1, 1, 0, 1, 1}},
 		} {
 			rep, err := o.Network(id).Apply(t.Context(), step.plan)
 			if err != nil || rep.Failed() != nil {

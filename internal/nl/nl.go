@@ -165,6 +165,10 @@ type VXLANInfo struct {
 	GBP      bool
 }
 
+// Over6 says whether the device's packets are IPv6: its addresses say so, and
+// without any it is IPv4 (vxlan_config_validate).
+func (v VXLANInfo) Over6() bool { return v.Local.Is6() || v.Remote.Is6() }
+
 // FDBEntry is one row of a forwarding database.
 type FDBEntry struct {
 	Link  int // index of the port or vxlan device

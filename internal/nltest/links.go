@@ -333,6 +333,9 @@ func (k *Kernel) AddForeign(namespace string, l nl.Link) {
 	n := k.addLink(k.named(namespace), l)
 	if l.VXLAN != nil {
 		n.socket = k.host
+		if n.in != k.host {
+			n.PeerNS = n.in.nsid(k.host, true)
+		}
 	}
 	n.emit()
 }
