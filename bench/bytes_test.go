@@ -257,7 +257,8 @@ func (r run) row(name string, times int, w crowd) float64 {
 			if w.known != nil {
 				sim.Eventually(b, "all watchers know it", func() bool { return w.known(string(id)) })
 			}
-			last = append(last, time.Since(r.m.tally.sent()))
+			sent, _ := r.m.tally.sent()
+			last = append(last, time.Since(sent))
 		}
 	})
 	bytes := float64(r.bytes()-before) - float64(quiet)*busy.wall.Seconds()/idle.wall.Seconds()

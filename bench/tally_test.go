@@ -86,17 +86,17 @@ func (t *tally) Txn(ctx context.Context, x *kvstore.Txn) (kvstore.Revision, erro
 	return rev, err
 }
 
-// sent is when the last publication that succeeded was sent.
-func (t *tally) sent() time.Time {
+// sent is when the last publication that succeeded was sent, and how long the
+// store took to commit it.
+func (t *tally) sent() (at time.Time, took time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var at time.Time
 	for _, x := range t.txns {
 		if x.ok && x.kind == publication {
-			at = x.began
+			at, took = x.began, x.ended.Sub(x.began)
 		}
 	}
-	return at
+	return at, took
 }
 
 // reset forgets what was counted.
