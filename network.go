@@ -18,6 +18,7 @@ type Network struct {
 	MTU      int       `json:"mtu,omitempty"`      // bytes a container may send; 0 = what each host's underlay carries
 	Internal bool      `json:"internal,omitempty"` // no way out
 	Flood    bool      `json:"flood,omitempty"`    // broadcast and multicast are replicated to the network's hosts
+	Snoop    bool      `json:"snoop,omitempty"`    // IPv4 multicast goes to the containers that joined a group, and to no others
 	Pools    []Pool    `json:"pools"`              // one of IPv4, one of IPv6, or both in this order
 }
 

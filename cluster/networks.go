@@ -33,6 +33,7 @@ type Want struct {
 	Port     uint16
 	MTU      int
 	Flood    *bool
+	Snoop    *bool
 	Internal bool
 }
 
@@ -285,6 +286,9 @@ func (w Want) network() carrick.Network {
 	if w.Flood != nil {
 		n.Flood = *w.Flood
 	}
+	if w.Snoop != nil {
+		n.Snoop = *w.Snoop
+	}
 	return n
 }
 
@@ -317,6 +321,9 @@ func (w Want) agrees(n carrick.Network) error {
 	}
 	if w.Flood != nil && *w.Flood != n.Flood {
 		differ("flood", *w.Flood, n.Flood)
+	}
+	if w.Snoop != nil && *w.Snoop != n.Snoop {
+		differ("mcast_snooping", *w.Snoop, n.Snoop)
 	}
 	if w.Internal && !n.Internal {
 		differ("--internal", true, false)

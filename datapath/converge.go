@@ -213,21 +213,16 @@ func (r *run) bridge() (nl.Ref, error) {
 		}
 	}
 	shape := shape{name: want.Name, mtu: want.MTU}
-	changed, d := made, r.differs(l, shape)
+	d := r.differs(l, shape)
 	if made {
 		d = missing(nl.KindBridge)
 	}
-	if l.Bridge != nil && *l.Bridge != (nl.BridgeInfo{}) {
-		d.note(fmt.Sprintf("%+v", *l.Bridge), fmt.Sprintf("%+v", nl.BridgeInfo{}))
-		if err := one(r.ctx, r.a.h, nl.SetBridge{Link: l.Ref, Off: *l.Bridge}); err != nil {
-			return nl.Ref{}, err
-		}
-		r.a.touched[l.Index] = true
-		l.Bridge = &nl.BridgeInfo{}
-		changed = true
+	changed, err := r.setForwarding(l, want, &d)
+	if err != nil {
+		return nl.Ref{}, err
 	}
 	fixed, err := r.settle(l, shape)
-	r.count(changed || fixed, r.a.applied != nil && r.a.applied.bridge == want, d.finding(want.Name))
+	r.count(made || changed || fixed, r.a.applied != nil && r.a.applied.bridge == want, d.finding(want.Name))
 	return l.Ref, err
 }
 
@@ -253,10 +248,10 @@ func (r *run) vxlan(br nl.Ref) error {
 		}
 		changed = true
 	}
-	shape := shape{name: want.Name, mtu: want.MTU, master: br}
+	shape := shape{name: want.Name, mtu: want.MTU, master: br, port: portOf(r.want.Bridge, true)}
 	if !changed {
 		d = r.differs(l, shape)
-		d.flags(l, portFlags)
+		d.flags(l, shape.port)
 	}
 	fixed, err := r.settle(l, shape)
 	r.count(changed || fixed, r.a.applied != nil && r.a.applied.vxlan == want, d.finding(want.Name))

@@ -8,11 +8,6 @@ import (
 	"github.com/carrick-net/carrick/internal/nl"
 )
 
-// portFlags is how the bridge treats each port: it neither learns where a MAC
-// is, since the rows say so, nor floods frames to MACs that no row knows. What
-// is meant for all reaches all.
-var portFlags = nl.PortFlags{MulticastFlood: true, BroadcastFlood: true}
-
 // links is what a namespace's links were when last read or written.
 type links struct {
 	byIndex map[int]*nl.Link
@@ -63,6 +58,7 @@ type shape struct {
 	master nl.Ref // the zero Ref: none
 	alias  string
 	down   bool
+	port   nl.PortFlags // if it has a master
 }
 
 // minMTU6 is IPv6's least MTU (RFC 8200 §5). The kernel takes IPv6 off a link
@@ -103,8 +99,8 @@ func (r *run) settle(l *nl.Link, want shape) (changed bool, err error) {
 		set.Alias = want.alias
 	}
 	set.NoAddrGen = !l.NoAddrGen
-	if want.master.Index != 0 && (l.Port == nil || *l.Port != portFlags) {
-		p := portFlags
+	if want.master.Index != 0 && (l.Port == nil || *l.Port != want.port) {
+		p := want.port
 		set.Port = &p
 	}
 	if set != (nl.SetLink{Link: l.Ref}) {

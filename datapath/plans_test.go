@@ -42,6 +42,7 @@ type spec struct {
 	mtu    int
 	clamp  int // 0: none
 	flood  bool
+	snoop  bool
 	dual   bool // endpoints there have IPv6 addresses as well
 	macOf  func(int) carrick.MAC
 }
@@ -64,7 +65,7 @@ func (s spec) plan() plan.Network {
 	}
 	n := plan.Network{
 		ID: id, Namespace: space, Present: true,
-		Bridge:  plan.Bridge{Name: plan.BridgeName, MTU: s.mtu},
+		Bridge:  plan.Bridge{Name: plan.BridgeName, MTU: s.mtu, Snoop: s.snoop},
 		VXLAN:   plan.VXLAN{Name: plan.VXLANName, VNI: s.vni, Port: s.port, Local: addr(s.vtep), MTU: s.mtu},
 		Clamp:   s.clamp,
 		Sysctls: plan.Sysctls(s.dual && s.mtu >= carrick.MinMTU6),
@@ -119,6 +120,7 @@ func plans() map[string]plan.Network {
 		"other port":       spec{local: []int{1, 2}, remote: far, flood: true, port: 8472}.plan(),
 		"other VTEP":       spec{local: []int{1, 2}, remote: far, flood: true, vtep: "192.0.2.9"}.plan(),
 		"IPv6 underlay":    spec{local: []int{1, 2}, remote: six, flood: true, vtep: "2001:db8::1"}.plan(),
+		"snooping":         spec{local: []int{1, 2}, remote: far, flood: true, snoop: true}.plan(),
 		"dual stack":       spec{local: []int{1, 2}, remote: far, flood: true, dual: true}.plan(),
 		"other containers": spec{local: []int{2, 3}, remote: map[int][]string{11: {"192.0.2.3"}, 1: {"192.0.2.2"}}, flood: true}.plan(),
 		"one cut off":      spec{local: []int{1, 2}, down: []int{1}, remote: far, flood: true}.plan(),

@@ -85,9 +85,9 @@ func (r *run) port(br nl.Ref, p plan.Port, aliased *nl.Link) error {
 	}
 	before.Create = p.Create
 	was = was && before == p
-	shape := shape{name: p.Name, mtu: p.MTU, master: br, alias: string(p.Endpoint), down: p.Down}
+	shape := shape{name: p.Name, mtu: p.MTU, master: br, alias: string(p.Endpoint), down: p.Down, port: portOf(r.want.Bridge, false)}
 	d := r.differs(l, shape)
-	d.flags(l, portFlags)
+	d.flags(l, shape.port)
 	if made {
 		d = missing(nl.KindVeth)
 	}

@@ -97,15 +97,9 @@ func decodeOption(name, v string, w *cluster.Want) error {
 			return fmt.Errorf("want a number of bytes from %d to %d", minMTU, maxMTU)
 		}
 	case "flood":
-		var on bool
-		switch v {
-		case "on", "true":
-			on = true
-		case "off", "false":
-		default:
-			return fmt.Errorf("want on or off")
-		}
-		w.Flood = &on
+		w.Flood, err = decodeSwitch(v)
+	case "mcast_snooping":
+		w.Snoop, err = decodeSwitch(v)
 	case "carrick.network":
 		if !carrick.ValidID(v) {
 			return fmt.Errorf("want a network id of 16 hex digits, as carrick network ls shows")
@@ -117,9 +111,17 @@ func decodeOption(name, v string, w *cluster.Want) error {
 		if slices.Contains(engineOptions, name) {
 			return nil
 		}
-		return fmt.Errorf("unknown option: carrick knows %s", strings.Join([]string{"mode", "vni", "port", "mtu", "flood", "carrick.network", dockerMTU, dockerVXLAN}, ", "))
+		return fmt.Errorf("unknown option: carrick knows %s", strings.Join([]string{"mode", "vni", "port", "mtu", "flood", "mcast_snooping", "carrick.network", dockerMTU, dockerVXLAN}, ", "))
 	}
 	return err
+}
+
+func decodeSwitch(v string) (*bool, error) {
+	on := v == "on" || v == "true" || v == "1"
+	if !on && v != "off" && v != "false" && v != "0" {
+		return nil, fmt.Errorf("want on or off")
+	}
+	return &on, nil
 }
 
 func decodeMode(v string) (carrick.Mode, error) {

@@ -36,7 +36,7 @@ func build(v carrick.View, me carrick.HostID, p *Planner) Network {
 	self := v.Hosts[me]
 	n.Present, n.Partial = true, v.Partial
 	mtu := MTU(v.Network, self)
-	n.Bridge = Bridge{Name: BridgeName, MTU: mtu}
+	n.Bridge = Bridge{Name: BridgeName, MTU: mtu, Snoop: v.Network.Snoop}
 	n.VXLAN = VXLAN{Name: VXLANName, VNI: v.Network.VNI, Port: v.Network.Port, Local: self.VTEP, MTU: mtu}
 
 	m := &maker{net: &n, addrs: map[netip.Addr]claim{}, macs: map[carrick.MAC]claim{}}

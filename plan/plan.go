@@ -106,10 +106,14 @@ func (n Network) Flat() Network {
 }
 
 // Bridge is the network's bridge. It has no address, not even a link-local one,
-// and forwards multicast to every port.
+// and forwards multicast to every port, unless Snoop: then IPv4 multicast beyond
+// 224.0.0.0/24 goes to the ports whose containers joined the group, and to the
+// vxlan device. (Without an address it asks nobody about IPv6 groups, and a bridge
+// that knows of nobody who asks floods.)
 type Bridge struct {
-	Name string
-	MTU  int
+	Name  string
+	MTU   int
+	Snoop bool
 }
 
 // VXLAN is the network's vxlan device. Its UDP socket belongs to the host's
@@ -186,10 +190,14 @@ func (n Network) String() string {
 		b.WriteString("# besides what may be there already:\n")
 	}
 	fmt.Fprintf(&b, "ip netns add %s\n", ns)
-	fmt.Fprintf(&b, "ip -n %s link add %s mtu %d up addrgenmode none type bridge mcast_snooping 0\n", ns, n.Bridge.Name, n.Bridge.MTU)
+	snoop, router, leave := 0, "", ""
+	if n.Bridge.Snoop {
+		snoop, router, leave = 1, " mcast_router 2", " mcast_fast_leave on"
+	}
+	fmt.Fprintf(&b, "ip -n %s link add %s mtu %d up addrgenmode none type bridge mcast_snooping %d\n", ns, n.Bridge.Name, n.Bridge.MTU, snoop)
 	v := n.VXLAN
 	fmt.Fprintf(&b, "ip link add %s netns %s mtu %d up addrgenmode none type vxlan id %d dstport %d local %s nolearning proxy\n", v.Name, ns, v.MTU, v.VNI, v.Port, v.Local)
-	fmt.Fprintf(&b, "bridge -n %s link set dev %s master %s learning off flood off\n", ns, v.Name, n.Bridge.Name)
+	fmt.Fprintf(&b, "bridge -n %s link set dev %s master %s learning off flood off%s\n", ns, v.Name, n.Bridge.Name, router)
 	for _, p := range n.Ports {
 		if p.Create {
 			fmt.Fprintf(&b, "ip link add %s address %s mtu %d type veth peer name %s netns %s\n", p.Outer, p.MAC, p.MTU, p.Name, ns)
@@ -199,7 +207,7 @@ func (n Network) String() string {
 			state = "down"
 		}
 		fmt.Fprintf(&b, "ip -n %s link set %s master %s mtu %d %s alias %s\n", ns, p.Name, n.Bridge.Name, p.MTU, state, p.Endpoint)
-		fmt.Fprintf(&b, "bridge -n %s link set dev %s learning off flood off\n", ns, p.Name)
+		fmt.Fprintf(&b, "bridge -n %s link set dev %s learning off flood off%s\n", ns, p.Name, leave)
 	}
 	for _, r := range n.Bridged {
 		fmt.Fprintf(&b, "bridge -n %s fdb replace %s dev %s master static\n", ns, r.MAC, r.Port)

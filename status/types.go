@@ -85,6 +85,7 @@ type Network struct {
 	MTU      int               `json:"mtu"` // on this host
 	Internal bool              `json:"internal"`
 	Flood    bool              `json:"flood"`
+	Snoop    bool              `json:"mcast_snooping"`
 	// Subnet, Range, Gateway and Aux are of the first pool, IPv4 if there is one.
 	Subnet  netip.Prefix          `json:"subnet"`
 	Range   netip.Prefix          `json:"range,omitzero"`

@@ -157,7 +157,7 @@ func printNetwork(w io.Writer, n status.Network) error {
 	}
 	pairs = append(pairs, [][2]string{
 		{"mode", string(n.Mode)}, {"VNI", strconv.FormatUint(uint64(n.VNI), 10)}, {"port", strconv.Itoa(int(n.Port))},
-		{"MTU", fmt.Sprintf("%d on this host", n.MTU)}, {"internal", mark[n.Internal]}, {"flood", mark[n.Flood]},
+		{"MTU", fmt.Sprintf("%d on this host", n.MTU)}, {"internal", mark[n.Internal]}, {"flood", mark[n.Flood]}, {"mcast_snooping", mark[n.Snoop]},
 		{"drift", fmt.Sprintf("%d kernel objects repaired on this host", n.Drift)},
 	}...)
 	err := lines(w, pairs...)

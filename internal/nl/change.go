@@ -79,9 +79,12 @@ type SetLink struct {
 // SetBridge turns a bridge's settings off again, as AddBridge makes them: those
 // that are on in Off and no others, because a kernel built without VLAN
 // filtering refuses to be told that it is off.
+//
+// With Snoop it turns multicast snooping on and sets what belongs to it.
 type SetBridge struct {
-	Link Ref
-	Off  BridgeInfo
+	Link  Ref
+	Off   BridgeInfo
+	Snoop *Multicast
 }
 
 // DelLink deletes a link; of a veth, both ends.
@@ -174,6 +177,13 @@ func tool(name, ns string) string {
 	return name + " -n " + ns
 }
 
+func btoi(b bool) uint8 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
 func onOff(b bool) string {
 	if b {
 		return "on"
@@ -249,10 +259,14 @@ func (p PortFlags) String() string {
 		{"isolated", p.Isolated, false},
 		{"neigh_suppress", p.NeighSuppress, false},
 		{"locked", p.Locked, false},
+		{"mcast_fast_leave", p.FastLeave, false},
 	} {
 		if f.val != f.def {
 			s += " " + f.name + " " + onOff(f.val)
 		}
+	}
+	if p.Router {
+		s += " mcast_router 2"
 	}
 	return s
 }
@@ -268,6 +282,10 @@ func (c SetBridge) Command(ns string) string {
 	}
 	if c.Off.MulticastSnooping {
 		s += " mcast_snooping 0"
+	}
+	if m := c.Snoop; m != nil {
+		s += fmt.Sprintf(" mcast_snooping 1 mcast_querier %d mcast_igmp_version %d mcast_query_interval %d mcast_query_response_interval %d mcast_querier_interval %d mcast_membership_interval %d",
+			btoi(m.Querier), m.IGMP, ticks(m.QueryInterval), ticks(m.QueryResponse), ticks(m.QuerierAway), ticks(m.Membership))
 	}
 	if c.Off.DefaultPVID != 0 {
 		s += " vlan_default_pvid 0"

@@ -3,6 +3,7 @@ package nl
 import (
 	"encoding/binary"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -121,6 +122,10 @@ func decodePort(b []byte) (p PortFlags, err error) {
 			p.NeighSuppress = on
 		case unix.IFLA_BRPORT_LOCKED:
 			p.Locked = on
+		case unix.IFLA_BRPORT_FAST_LEAVE:
+			p.FastLeave = on
+		case unix.IFLA_BRPORT_MULTICAST_ROUTER:
+			p.Router = readU8(v) == routerForGood
 		}
 		return nil
 	})
@@ -129,10 +134,23 @@ func decodePort(b []byte) (p PortFlags, err error) {
 
 func decodeBridge(b []byte) (*BridgeInfo, error) {
 	i := &BridgeInfo{}
-	return i, attrs(b, func(typ uint16, v []byte) error {
+	m := Multicast{}
+	err := attrs(b, func(typ uint16, v []byte) error {
 		switch typ {
 		case unix.IFLA_BR_MCAST_SNOOPING:
 			i.MulticastSnooping = readU8(v) != 0
+		case unix.IFLA_BR_MCAST_QUERIER:
+			m.Querier = readU8(v) != 0
+		case unix.IFLA_BR_MCAST_IGMP_VERSION:
+			m.IGMP = readU8(v)
+		case unix.IFLA_BR_MCAST_QUERY_INTVL:
+			m.QueryInterval = time.Duration(readU64(v)) * tick
+		case unix.IFLA_BR_MCAST_QUERY_RESPONSE_INTVL:
+			m.QueryResponse = time.Duration(readU64(v)) * tick
+		case unix.IFLA_BR_MCAST_QUERIER_INTVL:
+			m.QuerierAway = time.Duration(readU64(v)) * tick
+		case unix.IFLA_BR_MCAST_MEMBERSHIP_INTVL:
+			m.Membership = time.Duration(readU64(v)) * tick
 		case unix.IFLA_BR_VLAN_FILTERING:
 			i.VLANFiltering = readU8(v) != 0
 		case unix.IFLA_BR_VLAN_DEFAULT_PVID:
@@ -142,6 +160,10 @@ func decodeBridge(b []byte) (*BridgeInfo, error) {
 		}
 		return nil
 	})
+	if i.MulticastSnooping {
+		i.Multicast = m
+	}
+	return i, err
 }
 
 func decodeVXLAN(b []byte) (*VXLANInfo, error) {

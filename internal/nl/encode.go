@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -109,11 +110,32 @@ func (e *encoder) setBridge(c SetBridge, seq uint32) {
 		if c.Off.MulticastSnooping {
 			e.attrU8(unix.IFLA_BR_MCAST_SNOOPING, 0)
 		}
+		if m := c.Snoop; m != nil {
+			e.attrU8(unix.IFLA_BR_MCAST_SNOOPING, 1)
+			e.attrBool(unix.IFLA_BR_MCAST_QUERIER, m.Querier)
+			e.attrU8(unix.IFLA_BR_MCAST_IGMP_VERSION, m.IGMP)
+			e.attrU64(unix.IFLA_BR_MCAST_QUERY_INTVL, ticks(m.QueryInterval))
+			e.attrU64(unix.IFLA_BR_MCAST_QUERY_RESPONSE_INTVL, ticks(m.QueryResponse))
+			e.attrU64(unix.IFLA_BR_MCAST_QUERIER_INTVL, ticks(m.QuerierAway))
+			e.attrU64(unix.IFLA_BR_MCAST_MEMBERSHIP_INTVL, ticks(m.Membership))
+		}
 		if c.Off.DefaultPVID != 0 {
 			e.attrU16(unix.IFLA_BR_VLAN_DEFAULT_PVID, 0)
 		}
 	})
 }
+
+// MDB_RTR_TYPE_TEMP_QUERY, the kernel's default, and MDB_RTR_TYPE_PERM of
+// linux/if_bridge.h.
+const (
+	routerByQuery = 1
+	routerForGood = 2
+)
+
+// tick is the unit of a bridge's times: clock_t with USER_HZ of 100.
+const tick = 10 * time.Millisecond
+
+func ticks(d time.Duration) uint64 { return uint64(d / tick) }
 
 func (e *encoder) addVXLAN(c AddVXLAN, seq uint32) {
 	e.begin(unix.RTM_NEWLINK, create, seq)
@@ -195,6 +217,12 @@ func (e *encoder) setLink(c SetLink, seq uint32) {
 				e.attrBool(unix.IFLA_BRPORT_ISOLATED, p.Isolated)
 				e.attrBool(unix.IFLA_BRPORT_NEIGH_SUPPRESS, p.NeighSuppress)
 				e.attrBool(unix.IFLA_BRPORT_LOCKED, p.Locked)
+				e.attrBool(unix.IFLA_BRPORT_FAST_LEAVE, p.FastLeave)
+				router := uint8(routerByQuery)
+				if p.Router {
+					router = routerForGood
+				}
+				e.attrU8(unix.IFLA_BRPORT_MULTICAST_ROUTER, router)
 			})
 		})
 	}

@@ -10,6 +10,7 @@ package nl
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/netns"
@@ -136,6 +137,18 @@ type BridgeInfo struct {
 	VLANFiltering     bool
 	DefaultPVID       uint16 // 0 = rows are not doubled for a VLAN
 	STP               bool
+	Multicast         Multicast // zero unless MulticastSnooping
+}
+
+// Multicast is how a bridge that snoops learns who wants what. Times are in steps
+// of 10 ms.
+type Multicast struct {
+	Querier       bool          // it asks, if nobody else does
+	IGMP          uint8         // version of its questions to IPv4, 2 or 3
+	QueryInterval time.Duration // how often; at least 1 s
+	QueryResponse time.Duration // within what time members answer
+	QuerierAway   time.Duration // after which another querier is taken to be gone
+	Membership    time.Duration // how long a member that is silent is still one
 }
 
 // PortFlags is how a bridge treats one of its ports.
@@ -148,6 +161,8 @@ type PortFlags struct {
 	Isolated       bool
 	NeighSuppress  bool
 	Locked         bool
+	Router         bool // it gets all multicast, for good; else when queries come from there
+	FastLeave      bool // one member behind it that leaves a group is the last one
 }
 
 // VXLANInfo is what of a vxlan device cannot be changed in place.

@@ -82,6 +82,10 @@ func (e *encoder) attrU32(typ uint16, v uint32) {
 	e.attr(typ, binary.NativeEndian.AppendUint32(nil, v))
 }
 
+func (e *encoder) attrU64(typ uint16, v uint64) {
+	e.attr(typ, binary.NativeEndian.AppendUint64(nil, v))
+}
+
 func (e *encoder) attrBool(typ uint16, v bool) {
 	if v {
 		e.attrU8(typ, 1)
@@ -179,6 +183,13 @@ func readU32(b []byte) uint32 {
 		return 0
 	}
 	return binary.NativeEndian.Uint32(b)
+}
+
+func readU64(b []byte) uint64 {
+	if len(b) < 8 {
+		return 0
+	}
+	return binary.NativeEndian.Uint64(b)
 }
 
 func readString(b []byte) string {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,8 +21,9 @@ func TestChangesPrintThemselvesAsCommands(t *testing.T) {
 		want string
 	}{
 		{AddBridge{"br0"}, "ip -n N link add br0 type bridge mcast_snooping 0 vlan_default_pvid 0"},
-		{SetBridge{br, BridgeInfo{true, true, 1, true}}, "ip -n N link set br0 type bridge stp_state 0 vlan_filtering 0 mcast_snooping 0 vlan_default_pvid 0"},
-		{SetBridge{br, BridgeInfo{MulticastSnooping: true}}, "ip -n N link set br0 type bridge mcast_snooping 0"},
+		{SetBridge{Link: br, Off: BridgeInfo{MulticastSnooping: true, VLANFiltering: true, DefaultPVID: 1, STP: true}}, "ip -n N link set br0 type bridge stp_state 0 vlan_filtering 0 mcast_snooping 0 vlan_default_pvid 0"},
+		{SetBridge{Link: br, Off: BridgeInfo{MulticastSnooping: true}}, "ip -n N link set br0 type bridge mcast_snooping 0"},
+		{SetBridge{Link: br, Snoop: &Multicast{Querier: true, IGMP: 3, QueryInterval: 10 * time.Second, QueryResponse: time.Second, QuerierAway: 25 * time.Second, Membership: time.Hour}}, "ip -n N link set br0 type bridge mcast_snooping 1 mcast_querier 1 mcast_igmp_version 3 mcast_query_interval 1000 mcast_query_response_interval 100 mcast_querier_interval 2500 mcast_membership_interval 360000"},
 		{SetLink{Link: dev, Rename: "v1", MTU: 9, MAC: mac, Alias: "x y", NoAddrGen: true, Master: &br, Up: On},
 			"ip -n N link set vxlan0 name v1 mtu 9 address 02:00:00:00:00:01 alias x y addrgenmode none master br0 up"},
 		{SetLink{Link: dev, Master: &Ref{}, Up: Off}, "ip -n N link set vxlan0 nomaster down"},

@@ -100,7 +100,10 @@ func (k *Kernel) dumpLink(n string, l *link) []string {
 	switch {
 	case l.Kind == nl.KindBridge:
 		snoop := "0"
-		if *l.Bridge != (nl.BridgeInfo{}) {
+		switch b := *l.Bridge; {
+		case b == nl.BridgeInfo{MulticastSnooping: true, Multicast: b.Multicast} && b.Multicast.Querier:
+			snoop = "1"
+		case b != nl.BridgeInfo{}:
 			snoop = fmt.Sprintf("%+v", *l.Bridge)
 		}
 		return []string{fmt.Sprintf("ip -n %s link add %s %s%s type bridge mcast_snooping %s", n, l.Name, state, gen, snoop)}

@@ -45,7 +45,10 @@ func (s *space) apply(c nl.Change, op string) error {
 			l.Bridge.VLANFiltering = false
 		}
 		if c.Off.MulticastSnooping {
-			l.Bridge.MulticastSnooping = false
+			l.Bridge.MulticastSnooping, l.Bridge.Multicast = false, nl.Multicast{}
+		}
+		if c.Snoop != nil {
+			l.Bridge.MulticastSnooping, l.Bridge.Multicast = true, *c.Snoop
 		}
 		if c.Off.DefaultPVID != 0 {
 			l.Bridge.DefaultPVID = 0
