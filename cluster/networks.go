@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -34,6 +35,7 @@ type Want struct {
 	MTU      int
 	Flood    *bool
 	Snoop    *bool
+	Storm    int // as in carrick.Network; 0: not said
 	Internal bool
 }
 
@@ -286,6 +288,7 @@ func (w Want) network() carrick.Network {
 	if w.Flood != nil {
 		n.Flood = *w.Flood
 	}
+	n.Storm = w.Storm
 	if w.Snoop != nil {
 		n.Snoop = *w.Snoop
 	}
@@ -325,6 +328,9 @@ func (w Want) agrees(n carrick.Network) error {
 	if w.Snoop != nil && *w.Snoop != n.Snoop {
 		differ("mcast_snooping", *w.Snoop, n.Snoop)
 	}
+	if ask := (carrick.Network{Storm: w.Storm}); w.Storm != 0 && ask.StormRate() != n.StormRate() {
+		differ("storm", stormText(ask), stormText(n))
+	}
 	if w.Internal && !n.Internal {
 		differ("--internal", true, false)
 	}
@@ -337,6 +343,13 @@ func (w Want) agrees(n carrick.Network) error {
 		whose = "subnets " + n.Subnets() + " belong"
 	}
 	return fmt.Errorf("%s to network %s: %w: %s: leave the option out to inherit it, or choose another subnet", whose, n.Label(), ErrMismatch, strings.Join(bad, "; "))
+}
+
+func stormText(n carrick.Network) string {
+	if r := n.StormRate(); r != 0 {
+		return strconv.Itoa(r)
+	}
+	return "off"
 }
 
 // agreesOnPool is the part of agrees about one family. A joining host must ask for

@@ -58,6 +58,7 @@ type applied struct {
 	bridge  plan.Bridge
 	vxlan   plan.VXLAN
 	clamp   nft.Clamp
+	storm   nft.Storm
 	ports   map[string]plan.Port // only those without an error
 	asked   map[string]bool      // names of all ports that the plan had
 	sysctls map[string]string    // only those the kernel has

@@ -8,10 +8,10 @@ import (
 	"github.com/carrick-net/carrick/plan"
 )
 
-// clamp brings the namespace's packet filter to the plan: one table that holds
-// down TCP, if the way to some host needs it, and no others. It is read when
-// everything is, and written when it differs.
-func (r *run) clamp() error {
+// filter brings the namespace's packet filter to the plan: one table that holds
+// down TCP, if the way to some host needs it, one that bounds storms, and no others.
+// It is read when everything is, and written when it differs.
+func (r *run) filter() error {
 	a := r.a
 	f := a.o.cfg.Filter
 	want := clampOf(r.want)
@@ -22,12 +22,12 @@ func (r *run) clamp() error {
 		return nil
 	}
 	known := a.applied != nil && a.applied.clamp == want
-	if r.rep.Resync == "" && known {
+	if r.rep.Resync == "" && known && a.applied.storm == stormOf(r.want) {
 		return nil
 	}
 	have, err := f.Read(r.ctx, a.ns)
 	if err == nil {
-		err = r.foreignTables(have.Others)
+		err = errors.Join(r.foreignTables(have.Others), r.storm(have))
 	}
 	if err == nil && (have.Clamp != want || have.Damaged) && !r.keepClamp(have) {
 		if err = f.Set(r.ctx, a.ns, want); err == nil {
@@ -40,6 +40,9 @@ func (r *run) clamp() error {
 	if errors.Is(err, nft.ErrNotSupported) {
 		if want != (nft.Clamp{}) {
 			r.lasting("TCP is not held to %d bytes, which is all that the way to some host carries, so connections may hang: %v", want.MTU, err)
+		}
+		if r.want.Storm != 0 {
+			r.lasting("what a container sends to all is not bounded, so that one can keep all hosts busy: %v", err)
 		}
 		return nil
 	}

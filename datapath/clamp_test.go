@@ -16,6 +16,9 @@ func TestADamagedFilterIsRepaired(t *testing.T) {
 	all := plans()
 	for name, hand := range map[string]func(*nft.State){
 		"clamp removed":  func(s *nft.State) { s.Clamp = nft.Clamp{} },
+		"storm removed":  func(s *nft.State) { s.Storm = nft.Storm{} },
+		"storm changed":  func(s *nft.State) { s.Storm.Rate = 9 },
+		"storm damaged":  func(s *nft.State) { s.Storm, s.StormDamaged = nft.Storm{}, true },
 		"clamp changed":  func(s *nft.State) { s.Clamp.MTU = 9000 },
 		"other device":   func(s *nft.State) { s.Clamp.Device = "eth0" },
 		"rule added":     func(s *nft.State) { s.Clamp, s.Damaged = nft.Clamp{}, true },
@@ -23,9 +26,9 @@ func TestADamagedFilterIsRepaired(t *testing.T) {
 		"unwanted clamp": func(s *nft.State) { s.Clamp = nft.Clamp{Device: "vxlan0", MTU: 600} },
 	} {
 		h := newHost(t)
-		p := all["clamped"]
+		p := all["bounded and held"]
 		if name == "unwanted clamp" {
-			p = all["three hosts"]
+			p = all["bounded"]
 		}
 		h.apply(p)
 		h.holds(p)

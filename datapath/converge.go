@@ -39,7 +39,7 @@ func (r *run) converge() error {
 	addrerr := r.addresses()
 	syserr := r.sysctls()
 	rowerr := r.tables()
-	ruleerr := r.clamp()
+	ruleerr := r.filter()
 	delerr := r.removePorts(old)
 	if vxerr != nil {
 		_ = r.all(vxerr)
@@ -421,7 +421,7 @@ func (r *run) removePorts(old []*nl.Link) error {
 // remember notes what the kernel now holds of the plan.
 func (r *run) remember() {
 	done := &applied{
-		bridge: r.want.Bridge, vxlan: r.want.VXLAN, clamp: clampOf(r.want),
+		bridge: r.want.Bridge, vxlan: r.want.VXLAN, clamp: clampOf(r.want), storm: stormOf(r.want),
 		ports: make(map[string]plan.Port, len(r.want.Ports)), asked: make(map[string]bool, len(r.want.Ports)),
 	}
 	for _, p := range r.want.Ports {

@@ -76,6 +76,11 @@ func pages() []page {
 			about:   "    docker network create -d carrick --ipam-driver carrick --subnet 10.42.0.0/16 -o flood=off app",
 		},
 		{
+			file: "snooping.md", title: "A network whose bridge snoops, with another bound of what goes to all",
+			network: network(func(n *carrick.Network) { n.Snoop, n.Storm = true, 10000 }, four),
+			about:   "    docker network create -d carrick --ipam-driver carrick --subnet 10.42.0.0/16 -o mcast_snooping=on -o storm=10000 app",
+		},
+		{
 			file: "options.md", title: "Another VNI, UDP port and MTU",
 			network: network(func(n *carrick.Network) { n.VNI, n.Port, n.MTU = 7, 8472, 1400 }, four),
 			about:   "    docker network create -d carrick --ipam-driver carrick --subnet 10.42.0.0/16 -o vni=7 -o port=8472 -o mtu=1400 app",
@@ -244,7 +249,7 @@ func (p page) make(t *testing.T) []byte {
 			known[e.MAC.String()] = true
 		}
 	}
-	for _, c := range []string{"ip -d link", "bridge fdb", "ip -4 neigh", "ip -6 neigh", "tc qdisc", "nft list ruleset"} {
+	for _, c := range []string{"ip -d link", "bridge fdb", "ip -4 neigh", "ip -6 neigh", "tc qdisc", "nft --terse list ruleset"} {
 		if text := tidy(nstest.Run(t, ns, c), c, known); text != "" {
 			fmt.Fprintf(&b, "\n    $ %s\n%s", c, text)
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/carrick-net/carrick/internal/nft"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/plan"
 )
@@ -62,4 +63,35 @@ func (r *run) setForwarding(l *nl.Link, want plan.Bridge, d *diff) (changed bool
 	r.a.touched[l.Index] = true
 	l.Bridge = &to
 	return true, nil
+}
+
+// stormOf is a plan's bound of what a port sends to all, as a filter takes it.
+func stormOf(p plan.Network) nft.Storm {
+	if p.Storm == 0 {
+		return nft.Storm{}
+	}
+	return nft.Storm{Except: p.VXLAN.Name, Rate: uint32(p.Storm)}
+}
+
+// storm brings that bound to the plan, given what there is.
+func (r *run) storm(have nft.State) error {
+	want := stormOf(r.want)
+	if have.Storm == want && !have.StormDamaged {
+		return nil
+	}
+	if err := r.a.o.cfg.Filter.SetStorm(r.ctx, r.a.ns, want); err != nil {
+		return err
+	}
+	r.rep.Changes.Rules++
+	if r.a.applied != nil && r.a.applied.storm == want {
+		found := "missing"
+		switch {
+		case have.StormDamaged:
+			found = "damaged"
+		case have.Storm != (nft.Storm{}):
+			found = fmt.Sprintf("%+v", have.Storm)
+		}
+		r.rep.drift(Finding{Kind: KindRules, Object: nft.StormTable, Found: found, Want: fmt.Sprintf("%+v", want)})
+	}
+	return nil
 }

@@ -43,6 +43,7 @@ type spec struct {
 	clamp  int // 0: none
 	flood  bool
 	snoop  bool
+	storm  int
 	dual   bool // endpoints there have IPv6 addresses as well
 	macOf  func(int) carrick.MAC
 }
@@ -68,6 +69,7 @@ func (s spec) plan() plan.Network {
 		Bridge:  plan.Bridge{Name: plan.BridgeName, MTU: s.mtu, Snoop: s.snoop},
 		VXLAN:   plan.VXLAN{Name: plan.VXLANName, VNI: s.vni, Port: s.port, Local: addr(s.vtep), MTU: s.mtu},
 		Clamp:   s.clamp,
+		Storm:   s.storm,
 		Sysctls: plan.Sysctls(s.dual && s.mtu >= carrick.MinMTU6),
 	}
 	for _, i := range s.local {
@@ -121,6 +123,8 @@ func plans() map[string]plan.Network {
 		"other VTEP":       spec{local: []int{1, 2}, remote: far, flood: true, vtep: "192.0.2.9"}.plan(),
 		"IPv6 underlay":    spec{local: []int{1, 2}, remote: six, flood: true, vtep: "2001:db8::1"}.plan(),
 		"snooping":         spec{local: []int{1, 2}, remote: far, flood: true, snoop: true}.plan(),
+		"bounded":          spec{local: []int{1, 2}, remote: far, flood: true, storm: 2000}.plan(),
+		"bounded and held": spec{local: []int{1, 2}, remote: far, flood: true, storm: 500, clamp: 1400}.plan(),
 		"dual stack":       spec{local: []int{1, 2}, remote: far, flood: true, dual: true}.plan(),
 		"other containers": spec{local: []int{2, 3}, remote: map[int][]string{11: {"192.0.2.3"}, 1: {"192.0.2.2"}}, flood: true}.plan(),
 		"one cut off":      spec{local: []int{1, 2}, down: []int{1}, remote: far, flood: true}.plan(),

@@ -50,6 +50,13 @@ const (
 	maxMTU = 65535
 )
 
+// Bounds of -o storm, in frames a second: what a network needs to work at all, and
+// what no machine does.
+const (
+	minStorm = 10
+	maxStorm = 10_000_000
+)
+
 // decodeOptions reads -o KEY=VALUE strictly into w: an option or value that is
 // not known is an error that names it and says what would do.
 func decodeOptions(opts map[string]string, w *cluster.Want) error {
@@ -98,6 +105,14 @@ func decodeOption(name, v string, w *cluster.Want) error {
 		}
 	case "flood":
 		w.Flood, err = decodeSwitch(v)
+	case "storm":
+		if v == "off" {
+			w.Storm = carrick.NoStorm
+			break
+		}
+		if w.Storm, err = strconv.Atoi(v); err != nil || w.Storm < minStorm || w.Storm > maxStorm {
+			return fmt.Errorf("want off, or how many broadcast and multicast frames a container may send in a second, from %d to %d", minStorm, maxStorm)
+		}
 	case "mcast_snooping":
 		w.Snoop, err = decodeSwitch(v)
 	case "carrick.network":
@@ -111,7 +126,7 @@ func decodeOption(name, v string, w *cluster.Want) error {
 		if slices.Contains(engineOptions, name) {
 			return nil
 		}
-		return fmt.Errorf("unknown option: carrick knows %s", strings.Join([]string{"mode", "vni", "port", "mtu", "flood", "mcast_snooping", "carrick.network", dockerMTU, dockerVXLAN}, ", "))
+		return fmt.Errorf("unknown option: carrick knows %s", strings.Join([]string{"mode", "vni", "port", "mtu", "flood", "mcast_snooping", "storm", "carrick.network", dockerMTU, dockerVXLAN}, ", "))
 	}
 	return err
 }

@@ -37,6 +37,7 @@ func build(v carrick.View, me carrick.HostID, p *Planner) Network {
 	n.Present, n.Partial = true, v.Partial
 	mtu := MTU(v.Network, self)
 	n.Bridge = Bridge{Name: BridgeName, MTU: mtu, Snoop: v.Network.Snoop}
+	n.Storm = v.Network.StormRate()
 	n.VXLAN = VXLAN{Name: VXLANName, VNI: v.Network.VNI, Port: v.Network.Port, Local: self.VTEP, MTU: mtu}
 
 	m := &maker{net: &n, addrs: map[netip.Addr]claim{}, macs: map[carrick.MAC]claim{}}

@@ -67,6 +67,11 @@ type Network struct {
 	// is set is the MSS of SYNs in both directions, so that one side is enough.
 	Clamp int
 
+	// Storm is how many broadcast and multicast frames a second each port may send;
+	// 0: as many as it likes. What is above it goes nowhere. What comes by the vxlan
+	// device was bounded where it came from.
+	Storm int
+
 	// Sysctls are settings of the namespace that the rest relies on, sorted by name.
 	Sysctls []Sysctl
 
@@ -224,6 +229,10 @@ func (n Network) String() string {
 	if n.Clamp != 0 {
 		fmt.Fprintf(&b, "ip netns exec %s nft add rule bridge carrick forward { iifname, oifname } %s tcp flags syn tcp option maxseg size set %d (IPv6 %d)\n",
 			ns, v.Name, n.Clamp-TCP4, n.Clamp-TCP6)
+	}
+	if n.Storm != 0 {
+		fmt.Fprintf(&b, "ip netns exec %s nft add rule bridge carrick-storm prerouting meta pkttype { broadcast, multicast } iifname != %s update @ports { iif limit rate over %d/second burst %d packets } drop\n",
+			ns, v.Name, n.Storm, n.Storm)
 	}
 	for _, c := range n.Sysctls {
 		ignore := ""

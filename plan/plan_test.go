@@ -75,6 +75,7 @@ func TestPlans(t *testing.T) {
 		"no-local-endpoint": func(v *carrick.View) { delete(v.Endpoints, h1) },
 		"alone":             func(v *carrick.View) { delete(v.Endpoints, h2); delete(v.Endpoints, h3) },
 		"joined":            func(v *carrick.View) { v.Joined[v.Endpoints[h1][0].ID] = true },
+		"storm-off":         func(v *carrick.View) { v.Network.Storm = carrick.NoStorm },
 		"snooping":          func(v *carrick.View) { v.Network.Snoop = true },
 		"flood-off":         func(v *carrick.View) { v.Network.Flood = false },
 		"own-mtu-and-port":  func(v *carrick.View) { v.Network.MTU, v.Network.Port = 1300, 8472 },

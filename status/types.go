@@ -86,6 +86,7 @@ type Network struct {
 	Internal bool              `json:"internal"`
 	Flood    bool              `json:"flood"`
 	Snoop    bool              `json:"mcast_snooping"`
+	Storm    int               `json:"storm"` // broadcast and multicast frames a second of each container; 0 = no bound
 	// Subnet, Range, Gateway and Aux are of the first pool, IPv4 if there is one.
 	Subnet  netip.Prefix          `json:"subnet"`
 	Range   netip.Prefix          `json:"range,omitzero"`

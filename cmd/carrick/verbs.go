@@ -157,7 +157,7 @@ func printNetwork(w io.Writer, n status.Network) error {
 	}
 	pairs = append(pairs, [][2]string{
 		{"mode", string(n.Mode)}, {"VNI", strconv.FormatUint(uint64(n.VNI), 10)}, {"port", strconv.Itoa(int(n.Port))},
-		{"MTU", fmt.Sprintf("%d on this host", n.MTU)}, {"internal", mark[n.Internal]}, {"flood", mark[n.Flood]}, {"mcast_snooping", mark[n.Snoop]},
+		{"MTU", fmt.Sprintf("%d on this host", n.MTU)}, {"internal", mark[n.Internal]}, {"flood", mark[n.Flood]}, {"mcast_snooping", mark[n.Snoop]}, {"storm", storm(n.Storm)},
 		{"drift", fmt.Sprintf("%d kernel objects repaired on this host", n.Drift)},
 	}...)
 	err := lines(w, pairs...)
@@ -244,4 +244,11 @@ func versionCommand() *cobra.Command {
 		return err
 	})
 	return cmd
+}
+
+func storm(rate int) string {
+	if rate == 0 {
+		return "off"
+	}
+	return fmt.Sprintf("%d frames/s from each container", rate)
 }

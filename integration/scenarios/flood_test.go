@@ -3,8 +3,10 @@ package scenarios
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/carrick-net/carrick/integration/lab"
 )
@@ -92,6 +94,36 @@ func TestMulticastAcrossHosts(t *testing.T) {
 		for _, h := range s.Hosts() {
 			names := strings.Fields(h.MustDocker(t, "ps", "-aq"))
 			h.MustDocker(t, append([]string{"rm", "-f"}, names...)...)
+		}
+	}
+}
+
+// A container shouts at all others as loud as it can, for some seconds. It is heard
+// on the other hosts as often as its network allows and no more, and what the
+// others have to say to each other meanwhile arrives.
+func TestAShoutingContainerIsBounded(t *testing.T) {
+	s := begin(t)
+	const rate, seconds = 300, 3
+	create(t, s.Hosts(), "app", "10.42.0.0/16", "-o", fmt.Sprintf("storm=%d", rate))
+	server := start(t, s.h2, "app", "server")
+	talk := []traffic{flow(t, s.h1, "app", "talk1", "udp", server), flow(t, s.h3, "app", "talk3", "udp", server)}
+	ears := []traffic{listener(t, s.h1, "app", "ear", "239.7.7.7"), listener(t, s.h2, "app", "ear", "239.7.7.7"), listener(t, s.h3, "app", "ear", "239.7.7.7")}
+	start(t, s.h1, "app", "mouth")
+	began := time.Now()
+	sent, err := strconv.Atoi(s.h1.MustInContainer(t, "mouth", "probe", "shout", "-for", fmt.Sprintf("%ds", seconds), "HEY", "239.7.7.7"))
+	most := rate + int(rate*time.Since(began).Seconds()) + 1
+	if err != nil || sent < 5*most {
+		t.Errorf("it shouted %d times only (%v)", sent, err)
+	}
+	for _, f := range talk {
+		f.intact(t)
+	}
+	for _, e := range ears {
+		words, err := e.heard(t)
+		if n := len(words); err != nil || n < rate || n > most {
+			t.Errorf("of %d shouts %s heard %d, want %d to %d (%v)", sent, e.host.Name(), n, rate, most, err)
+		} else {
+			t.Logf("of %d shouts %s heard %d", sent, e.host.Name(), n)
 		}
 	}
 }

@@ -79,7 +79,7 @@ func (s *source) network(n carrick.Network) status.Network {
 	p := n.Pools[0]
 	out := status.Network{
 		ID: n.ID, Name: n.Name, Tenant: n.Tenant, Mode: n.Mode, VNI: n.VNI, Port: n.Port, MTU: plan.MTU(n, s.cluster.SelfHost()),
-		Internal: n.Internal, Flood: n.Flood, Snoop: n.Snoop, Subnet: p.Prefix, Range: p.Range, Gateway: p.Gateway, Aux: p.Aux,
+		Internal: n.Internal, Flood: n.Flood, Snoop: n.Snoop, Storm: n.StormRate(), Subnet: p.Prefix, Range: p.Range, Gateway: p.Gateway, Aux: p.Aux,
 		Pools: n.Pools,
 	}
 	if rec, err := s.cluster.Journal().Network(n.ID); err == nil && len(rec.Aliases) > 0 {

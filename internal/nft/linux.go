@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -118,28 +119,43 @@ func read(c *nftables.Conn) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	var ours *nftables.Table
+	var ours, storm *nftables.Table
 	for _, t := range tables {
-		if t.Family == nftables.TableFamilyBridge && t.Name == TableName {
+		switch {
+		case t.Family != nftables.TableFamilyBridge:
+		case t.Name == TableName:
 			ours = t
+			continue
+		case t.Name == StormTable:
+			storm = t
 			continue
 		}
 		s.Others = append(s.Others, Table{byte(t.Family), t.Name})
 	}
-	if ours == nil {
+	if ours == nil && storm == nil {
 		return s, nil
 	}
-	s.Damaged = true
+	s.Damaged, s.StormDamaged = ours != nil, storm != nil
 	all, err := c.ListChainsOfTableFamily(nftables.TableFamilyBridge)
 	if err != nil {
 		return State{}, err
 	}
-	var chains []*nftables.Chain
-	for _, ch := range all {
-		if ch.Table.Name == TableName {
-			chains = append(chains, ch)
+	chainsOf := func(table string) []*nftables.Chain {
+		return slices.DeleteFunc(slices.Clone(all), func(ch *nftables.Chain) bool { return ch.Table.Name != table })
+	}
+	if storm != nil {
+		got, ok, err := readStorm(c, storm, chainsOf(StormTable))
+		if err != nil {
+			return State{}, err
+		}
+		if ok {
+			s.Storm, s.StormDamaged = got, false
 		}
 	}
+	if ours == nil {
+		return s, nil
+	}
+	chains := chainsOf(TableName)
 	if len(chains) != 1 || ours.Flags != 0 || !plain(chains[0]) {
 		return s, nil
 	}

@@ -58,6 +58,29 @@ func TestReadSeesWhatSetLeft(t *testing.T) {
 			t.Errorf("repaired after %s: %+v", hand, s)
 		}
 	}
+	// The other table is as much its own.
+	for _, b := range []nft.Storm{{Except: "vxlan0", Rate: 2000}, {Except: "vxlan0", Rate: 1}, {Except: "vxlan0", Rate: 10_000_000}, {}, {Except: "vxlan0", Rate: 50}} {
+		if err := f.SetStorm(t.Context(), ns, b); err != nil {
+			t.Fatal(err)
+		}
+		if s := read(); s.Storm != b || s.StormDamaged || s.Damaged || s.Clamp.MTU != 1400 || len(s.Others) != 0 {
+			t.Errorf("after SetStorm(%v): %+v", b, s)
+		}
+	}
+	for _, hand := range []string{
+		"nft flush chain bridge carrick-storm prerouting",
+		"nft insert rule bridge carrick-storm prerouting accept",
+		"nft add chain bridge carrick-storm more",
+		"nft add chain bridge carrick-storm prerouting { policy drop ; }",
+	} {
+		nstest.Run(t, ns, hand)
+		if s := read(); !s.StormDamaged || s.Storm != (nft.Storm{}) || s.Damaged {
+			t.Errorf("after %s: %+v", hand, s)
+		}
+		if err := f.SetStorm(t.Context(), ns, nft.Storm{Except: "vxlan0", Rate: 50}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	nstest.Run(t, ns, "nft add table inet theirs")
 	s := read()
 	if len(s.Others) != 1 || s.Others[0].String() != "inet theirs" {

@@ -1,6 +1,7 @@
-// Package nft keeps the one nftables table that Carrick puts into a network's
-// namespace: it holds down the MSS of TCP connections through a device. It is the
-// only importer of an nftables library and decides nothing.
+// Package nft keeps the nftables tables that Carrick puts into a network's
+// namespace: one holds down the MSS of TCP connections through a device, the other
+// what each port may send to all. It is the only importer of an nftables library and
+// decides nothing.
 package nft
 
 import (
@@ -33,7 +34,10 @@ type State struct {
 	Clamp Clamp // as Set left it; zero if there is none
 	// Damaged: there is a table of ours that is not what Set made for any Clamp.
 	Damaged bool
-	Others  []Table // tables that are not ours
+	Storm   Storm // as SetStorm left it; zero if there is none
+	// StormDamaged is Damaged of that table.
+	StormDamaged bool
+	Others       []Table // tables that are not ours
 }
 
 // Table is somebody's table.
@@ -60,6 +64,8 @@ type Filter interface {
 	// Set replaces what was there, in one transaction of the kernel's: no packet meets
 	// half of it. The zero Clamp removes the table.
 	Set(ctx context.Context, ns netns.Namespace, c Clamp) error
+	// SetStorm is Set for the other table.
+	SetStorm(ctx context.Context, ns netns.Namespace, s Storm) error
 	// Remove removes a table, which may be gone already.
 	Remove(ctx context.Context, ns netns.Namespace, t Table) error
 }

@@ -39,6 +39,17 @@ func (f filter) Set(ctx context.Context, ns netns.Namespace, c nft.Clamp) error 
 	return nil
 }
 
+func (f filter) SetStorm(ctx context.Context, ns netns.Namespace, storm nft.Storm) error {
+	f.k.mu.Lock()
+	defer f.k.mu.Unlock()
+	if err := f.k.message(ctx, "SetStorm", fmt.Sprintf("nft storm in %s: %+v", ns.Name(), storm)); err != nil {
+		return err
+	}
+	s := &ns.(*namespace).s.clamp
+	s.Storm, s.StormDamaged = storm, false
+	return nil
+}
+
 func (f filter) Remove(ctx context.Context, ns netns.Namespace, t nft.Table) error {
 	f.k.mu.Lock()
 	defer f.k.mu.Unlock()
@@ -63,6 +74,13 @@ func (s *space) dumpFilter(n string) []string {
 	if c := s.clamp.Clamp; c != (nft.Clamp{}) {
 		out = append(out, fmt.Sprintf("ip netns exec %s nft add rule bridge %s forward { iifname, oifname } %s tcp flags syn tcp option maxseg size set %d (IPv6 %d)",
 			n, nft.TableName, c.Device, c.MTU-40, c.MTU-60))
+	}
+	if b := s.clamp.Storm; b != (nft.Storm{}) {
+		out = append(out, fmt.Sprintf("ip netns exec %s nft add rule bridge %s prerouting meta pkttype { broadcast, multicast } iifname != %s update @ports { iif limit rate over %d/second burst %d packets } drop",
+			n, nft.StormTable, b.Except, b.Rate, b.Rate))
+	}
+	if s.clamp.StormDamaged {
+		out = append(out, "damaged storm table in "+n)
 	}
 	if s.clamp.Damaged {
 		out = append(out, "damaged filter in "+n)
