@@ -254,7 +254,7 @@ func (r *run) vxlan(br nl.Ref) error {
 		d.flags(l, shape.port)
 	}
 	fixed, err := r.settle(l, shape)
-	r.count(changed || fixed, r.a.applied != nil && r.a.applied.vxlan == want, d.finding(want.Name))
+	r.count(changed || fixed, r.a.applied != nil && r.a.applied.vxlan == want && r.asBefore(), d.finding(want.Name))
 	return portInUse(want, err)
 }
 

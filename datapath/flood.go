@@ -65,6 +65,12 @@ func (r *run) setForwarding(l *nl.Link, want plan.Bridge, d *diff) (changed bool
 	return true, nil
 }
 
+// asBefore says whether the plan before this one wanted the bridge to treat its
+// ports alike.
+func (r *run) asBefore() bool {
+	return r.a.applied != nil && r.a.applied.bridge.Snoop == r.want.Bridge.Snoop
+}
+
 // stormOf is a plan's bound of what a port sends to all, as a filter takes it.
 func stormOf(p plan.Network) nft.Storm {
 	if p.Storm == 0 {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/datapath/announce"
 	"github.com/carrick-net/carrick/internal/nstest"
 	"github.com/carrick-net/carrick/netns"
 	"github.com/carrick-net/carrick/plan"
@@ -195,5 +196,64 @@ func TestLinkLocalAddressesAreReached(t *testing.T) {
 	}
 	for i := range c {
 		nstest.Exchange(t, c[i].NS, netip.AddrPortFrom(n.mac(1-i).LinkLocal().WithZone(at[i].Zone()), echoPort), n.mtu)
+	}
+}
+
+// A kernel that wants to know whether a neighbour is still there asks it by unicast.
+// The vxlan device answers that as well, so entries for containers elsewhere are
+// confirmed without a frame between hosts. What a container announces of itself is
+// heard on its own host alone.
+func TestARPStaysOnItsHost(t *testing.T) {
+	t.Parallel()
+	l := nstest.NewLab(t)
+	h := [2]*realHost{newRealHost(t, l, 1, 1500), newRealHost(t, l, 2, 1500)}
+	h[0].apply(spec{local: []int{1, 2}, remote: map[int][]string{3: {"192.0.2.2"}}, flood: true}.plan())
+	h[1].apply(spec{local: []int{3}, remote: map[int][]string{1: {"192.0.2.1"}, 2: {"192.0.2.1"}}, vtep: "192.0.2.2", flood: true}.plan())
+	c := map[int]*nstest.Container{}
+	taps := map[int]*nstest.Tap{}
+	for i := 1; i <= 3; i++ {
+		c[i] = h[i/3].Container(fmt.Sprint("c", i), endpoint(i).OuterName(), netip.PrefixFrom(ip4(i), 24))
+		taps[i] = nstest.NewTap(t, c[i].NS)
+	}
+	ask := arp(mac(1), ip4(1), ip4(3))
+	to := mac(3)
+	copy(ask, to[:])
+	announced := announce.Frame(plan.NeighRow{Addr: ip4(1), MAC: mac(1)})
+	taps[1].Send(ask)
+	taps[1].Send(announced)
+	for _, f := range taps[1].Until(taps[3], frame(broadcast, mac(1), "the end")) {
+		if f[12] == 8 && f[13] == 6 {
+			t.Errorf("the other host heard %x", f)
+		}
+	}
+	if !contains(taps[1].Until(taps[2], frame(broadcast, mac(1), "the end here")), announced) {
+		t.Error("a container of the same host has not heard the announcement")
+	}
+	answered := false
+	for _, f := range taps[2].Until(taps[1], frame(broadcast, mac(2), "back")) {
+		answered = answered || f[12] == 8 && f[13] == 6 && f[21] == 2 && carrick.MAC(f[22:28]) == mac(3)
+	}
+	if !answered {
+		t.Error("a probe by unicast was not answered")
+	}
+	// Nothing in the world is reachable for half a second here, and is asked again at
+	// once: an entry that is used stays confirmed.
+	nstest.Run(t, c[1].NS, "ip ntable change name arp_cache dev eth0 base_reachable 500")
+	nstest.Run(t, c[1].NS, "sysctl -qw net.ipv4.neigh.eth0.delay_first_probe_time=1")
+	nstest.Echo(t, c[3].NS, netip.AddrPortFrom(ip4(3), echoPort))
+	probes := 0
+	for end := time.Now().Add(20 * time.Second); probes < 2 && time.Now().Before(end); {
+		nstest.Exchange(t, c[1].NS, netip.AddrPortFrom(ip4(3), echoPort), 100)
+		out := nstest.Run(t, c[1].NS, "ip neigh show to "+ip4(3).String())
+		if strings.Contains(out, "FAILED") || strings.Contains(out, "INCOMPLETE") {
+			t.Fatal(out)
+		}
+		if strings.Contains(out, "PROBE") || strings.Contains(out, "DELAY") {
+			probes++
+			until(t, c[1].NS, "ip neigh show to "+ip4(3).String(), func(out string) bool { return strings.Contains(out, "REACHABLE") })
+		}
+	}
+	if probes < 2 {
+		t.Error("the entry was never asked again")
 	}
 }

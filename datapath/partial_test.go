@@ -25,7 +25,8 @@ func both(old, want plan.Network) (out plan.Network, ok bool) {
 	case !want.Present || !old.Present:
 		return want, true
 	case old.VXLAN.VNI != want.VXLAN.VNI || old.VXLAN.Port != want.VXLAN.Port || old.VXLAN.Local != want.VXLAN.Local,
-		(old.VXLAN.MTU < 1280) != (want.VXLAN.MTU < 1280):
+		(old.VXLAN.MTU < 1280) != (want.VXLAN.MTU < 1280),
+		old.Bridge.Snoop != want.Bridge.Snoop: // nor has it any more to say of ports that it leaves alone
 		return want, false
 	}
 	out = want

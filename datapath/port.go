@@ -84,7 +84,7 @@ func (r *run) port(br nl.Ref, p plan.Port, aliased *nl.Link) error {
 		r.raised[p.Endpoint] = made
 	}
 	before.Create = p.Create
-	was = was && before == p
+	was = was && before == p && r.asBefore()
 	shape := shape{name: p.Name, mtu: p.MTU, master: br, alias: string(p.Endpoint), down: p.Down, port: portOf(r.want.Bridge, false)}
 	d := r.differs(l, shape)
 	d.flags(l, shape.port)
