@@ -99,7 +99,7 @@ tier() {
         fi
         export CARRICK_REQUIRE_ROOT=1
         if [[ $1 == kernel ]]; then
-            gotest kernel $race $kernel
+            gotest kernel $race -timeout 20m $kernel
         else
             if ! tools/install.sh consul dockerd runc; then
                 "$work/testreport" fail integration "$results"
