@@ -86,11 +86,15 @@ type VNI uint32
 // MaxVNI is the largest VNI a VXLAN header can carry.
 const MaxVNI VNI = 1<<24 - 1
 
-// ParseVNI reads a decimal VNI and refuses what a VXLAN header cannot carry.
+// ProbeVNI is kept for probes between hosts: no network has it.
+const ProbeVNI = MaxVNI
+
+// ParseVNI reads a network's VNI in decimal: it refuses what a VXLAN header cannot
+// carry, and [ProbeVNI].
 func ParseVNI(s string) (VNI, error) {
 	n, err := strconv.ParseUint(s, 10, 32)
-	if err != nil || n < 1 || n > uint64(MaxVNI) {
-		return 0, fmt.Errorf("%q is not a VNI: want a number from 1 to %d", s, MaxVNI)
+	if err != nil || n < 1 || n >= uint64(ProbeVNI) {
+		return 0, fmt.Errorf("%q is not a network's VNI: want a number from 1 to %d (%d is what hosts probe each other with)", s, ProbeVNI-1, ProbeVNI)
 	}
 	return VNI(n), nil
 }

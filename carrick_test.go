@@ -84,12 +84,12 @@ func TestMACText(t *testing.T) {
 
 func TestParseVNI(t *testing.T) {
 	t.Parallel()
-	for s, want := range map[string]carrick.VNI{"1": 1, "4096": 4096, "16777215": carrick.MaxVNI} {
+	for s, want := range map[string]carrick.VNI{"1": 1, "4096": 4096, "16777214": carrick.MaxVNI - 1} {
 		if got, err := carrick.ParseVNI(s); got != want || err != nil {
 			t.Errorf("%q: %d %v", s, got, err)
 		}
 	}
-	for _, s := range []string{"", "0", "-1", "16777216", "1.5", "0x10", "99999999999999999999", "1 "} {
+	for _, s := range []string{"", "0", "-1", "16777215", "16777216", "1.5", "0x10", "99999999999999999999", "1 "} {
 		if got, err := carrick.ParseVNI(s); err == nil || !strings.Contains(err.Error(), "16777215") {
 			t.Errorf("%q: %d %v", s, got, err)
 		}

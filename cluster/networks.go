@@ -403,7 +403,7 @@ func (w Want) agreesOnPool(n carrick.Network, f carrick.Family, differ func(opti
 func (c *Cluster) freeVNI(ctx context.Context) (carrick.VNI, error) {
 	const low = carrick.VNI(1 << 20)
 	for range 16 {
-		v := low + rand.N(carrick.MaxVNI-low+1)
+		v := low + rand.N(carrick.ProbeVNI-low)
 		_, ver, err := get[vniRecord](ctx, c, keyVNI(v))
 		if err != nil {
 			return 0, err

@@ -13,7 +13,7 @@ func layers() [][]string {
 		{"kvstore", "netns"},
 		{"kvstore/internal/local", "internal/nl", "internal/nft", "cluster/journal", "cluster/snapshot"},
 		{"kvstore/memory", "kvstore/bolt", "kvstore/consul", "datapath/fdb", "datapath/announce"},
-		{"cluster", "datapath", "mirror"},
+		{"cluster", "datapath", "mirror", "probe"},
 		{"ipam", "agent", "status"},
 		{"driver"},
 		{"internal/daemon"},
@@ -36,7 +36,7 @@ type apart struct {
 func separations() []apart {
 	return []apart{{
 		one:   []string{"dockerapi", "driver", "ipam", "cluster", "cluster/journal", "cluster/snapshot", "kvstore", "kvstore/memory", "kvstore/bolt", "kvstore/consul"},
-		other: []string{"netns", "internal/nl", "internal/nft", "datapath", "datapath/fdb", "datapath/announce"},
+		other: []string{"netns", "internal/nl", "internal/nft", "datapath", "datapath/fdb", "datapath/announce", "probe"},
 		reason: "facts and effects meet as values in plan and in time in agent: " +
 			"a fact that pokes the kernel, or a row that asks the store, is a second path to the kernel that nobody audits",
 	}}
