@@ -259,10 +259,11 @@ type Host struct {
 	ID      HostID     `json:"id"`
 	Name    string     `json:"name"`
 	VTEP    netip.Addr `json:"vtep"`
-	MTU     int        `json:"mtu"`            // bytes of an outer packet that the host's way to the others carries
-	Version string     `json:"version"`        // of the agent
-	Life    uint64     `json:"life,omitempty"` // counts its returns after it was removed
-	Alive   bool       `json:"-"`              // its liveness lease is held
+	MTU     int        `json:"mtu"`              // bytes of an outer packet that the host's way to the others carries
+	Version string     `json:"version"`          // of the agent
+	Probes  bool       `json:"probes,omitempty"` // its agent answers probes
+	Life    uint64     `json:"life,omitempty"`   // counts its returns after it was removed
+	Alive   bool       `json:"-"`                // its liveness lease is held
 }
 
 // Overhead is what VXLAN adds to a container's packet on the way to or from a

@@ -58,6 +58,7 @@ type Config struct {
 	VTEP    netip.Addr // unique in the cluster
 	MTU     int        // bytes, of the interface that holds VTEP
 	Version string     // of the agent
+	Probes  bool       // the agent answers probes
 	Machine string     // machine-id
 	Boot    string     // boot id: tells an agent's restart from another machine with a copied disk
 	// LeaseTTL of the liveness key; default 15 s. A dead host is seen as lost

@@ -145,7 +145,7 @@ func (c *Cluster) tryRegister(ctx context.Context) error {
 		}
 	}
 	rec := &hostRecord{envelope: envelope{schema}, Num: epoch.Num, Host: carrick.Host{
-		ID: c.self, Name: c.cfg.Name, VTEP: c.cfg.VTEP, MTU: c.SelfHost().MTU, Version: c.cfg.Version, Life: c.jr.Meta().Life,
+		ID: c.self, Name: c.cfg.Name, VTEP: c.cfg.VTEP, MTU: c.SelfHost().MTU, Version: c.cfg.Version, Probes: c.cfg.Probes, Life: c.jr.Meta().Life,
 	}, Machine: c.cfg.Machine, Grace: c.cfg.Grace}
 	t.Version(keyHost(c.self), oldVersion)
 	put(t, &encErr, keyHost(c.self), rec)
@@ -391,5 +391,5 @@ func (c *Cluster) SelfHost() carrick.Host {
 	c.mu.Lock()
 	mtu := c.mtu
 	c.mu.Unlock()
-	return carrick.Host{ID: c.self, Name: c.cfg.Name, VTEP: c.cfg.VTEP, MTU: mtu, Version: c.cfg.Version, Life: c.jr.Meta().Life, Alive: true}
+	return carrick.Host{ID: c.self, Name: c.cfg.Name, VTEP: c.cfg.VTEP, MTU: mtu, Version: c.cfg.Version, Probes: c.cfg.Probes, Life: c.jr.Meta().Life, Alive: true}
 }

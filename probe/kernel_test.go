@@ -44,7 +44,7 @@ func (h *host) start() {
 			defer h.mu.Unlock()
 			h.carries[a] = n
 		},
-		Tick: 10 * time.Millisecond, Again: 50 * time.Millisecond, Suspect: 10 * time.Millisecond, Wait: 300 * time.Millisecond,
+		Tick: 10 * time.Millisecond, Again: 50 * time.Millisecond, Suspect: 10 * time.Millisecond, Wait: 300 * time.Millisecond, Silence: time.Millisecond,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -51,9 +51,13 @@ type Config struct {
 	// as large as it should.
 	Carries func(vtep netip.Addr, bytes int)
 
-	Tick    time.Duration // between looks at what is wanted; 0 = 5 s
+	Tick    time.Duration // between looks at what is wanted; 0 = 2 s
 	Again   time.Duration // between probes of a way that is fine; 0 = 5 min
-	Suspect time.Duration // and of one that is not; 0 = 15 s
+	Suspect time.Duration // and of one that is not; 0 = 5 s
+	// Silence is how long a host must not have answered at all before anybody is told:
+	// longer than its lease, since its agent may have died, and containers do not
+	// mind; 0 = 40 s.
+	Silence time.Duration
 	Wait    time.Duration // for an answer; 0 = 700 ms
 	Each    int           // ways probed in one tick; 0 = 4
 }
@@ -85,6 +89,7 @@ type way struct {
 type result struct {
 	at      time.Time // of the last probe; zero: none
 	failed  int       // rounds in a row
+	since   time.Time // of the first of them
 	finding string    // for people; "" if the way is fine, or not known not to be
 	bytes   int       // of the largest outer packet; 0: as it should be
 }
@@ -92,6 +97,13 @@ type result struct {
 // failures is how many rounds must fail before anybody is told: the other host may be
 // just about to stop using the port, or to start.
 const failures = 2
+
+// found is what a round says.
+type found struct {
+	text   string // "" is fine
+	bytes  int    // of the largest outer packet, if that is what is wrong
+	silent bool   // there was no answer at all
+}
 
 // New returns a Prober that does nothing until Run.
 func New(cfg Config) *Prober {
@@ -103,9 +115,10 @@ func New(cfg Config) *Prober {
 			*d = def
 		}
 	}
-	or(&cfg.Tick, 5*time.Second)
+	or(&cfg.Tick, 2*time.Second)
 	or(&cfg.Again, 5*time.Minute)
-	or(&cfg.Suspect, 15*time.Second)
+	or(&cfg.Suspect, 5*time.Second)
+	or(&cfg.Silence, 40*time.Second)
 	or(&cfg.Wait, 700*time.Millisecond)
 	if cfg.Each == 0 {
 		cfg.Each = 4
@@ -300,30 +313,38 @@ func (p *Prober) round(ctx context.Context, ports []Port) {
 	var g sync.WaitGroup
 	for _, d := range list[:min(p.cfg.Each, len(list))] {
 		g.Go(func() {
-			finding, bytes := p.probe(ctx, p.open[d.way.port].x, d.port, d.peer)
+			f := p.probe(ctx, p.open[d.way.port].x, d.port, d.peer)
 			if ctx.Err() == nil {
-				p.record(d, finding, bytes)
+				p.record(d, f)
 			}
 		})
 	}
 	g.Wait()
 }
 
-func (p *Prober) record(d due, finding string, bytes int) {
+func (p *Prober) record(d due, f found) {
+	now := time.Now()
 	p.mu.Lock()
 	r := p.ways[d.way]
-	r.at = time.Now()
+	r.at = now
 	before := r.bytes
-	if finding == "" {
+	switch {
+	case f.text == "":
 		if r.finding != "" {
 			p.cfg.Log.Info("the way to a host is fine again", "host", d.peer.Name, "port", d.way.port)
 		}
 		r.failed, r.finding, r.bytes = 0, "", 0
-	} else if r.failed++; r.failed >= failures {
-		if r.finding != finding {
-			p.cfg.Log.Warn("problem", "problem", finding)
+	case r.failed == 0:
+		r.failed, r.since = 1, now
+	default:
+		r.failed++
+		if r.failed < failures || f.silent && now.Sub(r.since) < p.cfg.Silence {
+			break
 		}
-		r.finding, r.bytes = finding, bytes
+		if r.finding != f.text {
+			p.cfg.Log.Warn("problem", "problem", f.text)
+		}
+		r.finding, r.bytes = f.text, f.bytes
 	}
 	differs := r.bytes != before
 	p.mu.Unlock()

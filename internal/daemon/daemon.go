@@ -23,6 +23,7 @@ import (
 	"github.com/carrick-net/carrick/ipam"
 	"github.com/carrick-net/carrick/mirror"
 	"github.com/carrick-net/carrick/netns"
+	"github.com/carrick-net/carrick/probe"
 	"github.com/carrick-net/carrick/status"
 )
 
@@ -77,7 +78,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		defer closeWith(engine.Close)
 	}
 	facts := cluster.Config{
-		Store: store, Journal: jr, Cache: cache, Name: cfg.Node, VTEP: under.Addr, MTU: under.MTU, Version: cfg.Version,
+		Store: store, Journal: jr, Cache: cache, Name: cfg.Node, VTEP: under.Addr, MTU: under.MTU, Version: cfg.Version, Probes: true,
 		Machine: readID("/etc/machine-id"), Boot: readID("/proc/sys/kernel/random/boot_id"),
 		LeaseTTL: leaseTTL, Grace: cfg.HostGrace, Log: log.With("part", "cluster"),
 		Changed: func(id carrick.NetworkID) {
@@ -110,7 +111,12 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	})
 	rec.Store(src.rec)
 
-	tasks := []agent.Task{cl, src.rec, ways}
+	src.prober = probe.New(probe.Config{
+		Kernel: nl.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Log: log.With("part", "probe"),
+		Wanted: src.ports, Carries: ways.Measured,
+	})
+
+	tasks := []agent.Task{cl, src.rec, ways, src.prober}
 	var stale func()
 	if engine != nil {
 		src.engine = engine

@@ -16,6 +16,7 @@ import (
 	"github.com/carrick-net/carrick/datapath"
 	"github.com/carrick-net/carrick/mirror"
 	"github.com/carrick-net/carrick/plan"
+	"github.com/carrick-net/carrick/probe"
 	"github.com/carrick-net/carrick/status"
 )
 
@@ -27,6 +28,7 @@ type source struct {
 	rec     *agent.Reconciler
 	overlay *datapath.Overlay
 	witness mirror.Witness
+	prober  *probe.Prober  // nil: no probes
 	engine  engine         // nil without --docker
 	mirror  *mirror.Mirror // nil without --docker
 	started time.Time

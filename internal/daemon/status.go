@@ -118,6 +118,9 @@ func (s *source) Status(ctx context.Context) (status.Status, error) {
 	if p := s.under.Problem(); p != "" {
 		problem("%s", p)
 	}
+	if s.prober != nil {
+		out.Problems = append(out.Problems, s.prober.Problems()...)
+	}
 	if p := s.families(); p != "" {
 		problem("%s", p)
 	}
