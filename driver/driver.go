@@ -149,9 +149,13 @@ func poolsOf(r dockerapi.CreateNetworkRequest) ([]dockerapi.PoolData, error) {
 	return data, nil
 }
 
-// checkMTU refuses IPv6 on links too small for it: the kernel takes it off them,
-// and containers would fail to start in words that do not say why.
+// checkMTU refuses an MTU that does not fit this host's underlay, and IPv6 on links
+// too small for it: the kernel takes it off them, and containers would fail to start
+// in words that do not say why.
 func (d *Driver) checkMTU(w cluster.Want, data []dockerapi.PoolData) error {
+	if most := d.cfg.Cluster.SelfHost().Carries(); w.MTU > most {
+		return fmt.Errorf("-o mtu=%d: this host's network device carries %d bytes of a container's packet (its own %d without what VXLAN adds): give that or less, leave the option out, or use a device with a larger MTU (--advertise)", w.MTU, most, d.cfg.Cluster.SelfHost().MTU)
+	}
 	if !slices.ContainsFunc(data, func(p dockerapi.PoolData) bool { return p.Pool.Addr().Is6() }) {
 		return nil
 	}
