@@ -2,10 +2,7 @@ package datapath
 
 import (
 	"context"
-	"errors"
 	"fmt"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/netns"
@@ -65,13 +62,4 @@ func (o *Overlay) whoHasVNI(ctx context.Context, want plan.VXLAN, own string, ca
 		}
 	}
 	return say("a link in a namespace that has no name here (lsns -t net lists them): give this network another vni or port")
-}
-
-// portInUse explains why a vxlan device cannot be raised.
-func portInUse(want plan.VXLAN, err error) error {
-	if errors.Is(err, unix.EADDRINUSE) {
-		return fmt.Errorf("%w: UDP port %d of this host is taken by another program (ss -ulnp sport = :%d) or by a vxlan device with other flags: %w",
-			ErrConflict, want.Port, want.Port, err)
-	}
-	return err
 }

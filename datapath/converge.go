@@ -255,7 +255,7 @@ func (r *run) vxlan(br nl.Ref) error {
 	}
 	fixed, err := r.settle(l, shape)
 	r.count(changed || fixed, r.a.applied != nil && r.a.applied.vxlan == want && r.asBefore(), d.finding(want.Name))
-	return portInUse(want, err)
+	return r.a.o.whoHasPort(r.ctx, want, err)
 }
 
 // newVXLAN makes the device under a passing name: until Linux 6.14 the kernel

@@ -294,7 +294,7 @@ func TestARealConflictIsExplained(t *testing.T) {
 
 	// A program holds the port.
 	nstest.Echo(t, h.NS, netip.MustParseAddrPort("0.0.0.0:4789"))
-	if _, err := h.a.Apply(t.Context(), plans()["three hosts"]); !isConflict(err, "UDP port 4789 of this host is taken by another program") {
+	if _, err := h.a.Apply(t.Context(), plans()["three hosts"]); !isConflict(err, "UDP port 4789 of this host is taken by the program datapath.test (process ") {
 		t.Errorf("%v", err)
 	}
 }
