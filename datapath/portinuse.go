@@ -29,7 +29,7 @@ func (o *Overlay) whoHasPort(ctx context.Context, want plan.VXLAN, err error) er
 	say := func(format string, args ...any) error {
 		return inTheWay(err, "UDP port %d of this host is taken by %s: end that, or give this network another port with -o port=N", want.Port, fmt.Sprintf(format, args...))
 	}
-	odd, any := o.devicesOn(ctx, want.Port)
+	odd, any := o.devicesOn(ctx, want)
 	if odd != "" {
 		return say("%s", odd)
 	}
@@ -42,14 +42,19 @@ func (o *Overlay) whoHasPort(ctx context.Context, want plan.VXLAN, err error) er
 	return say("another program (ss -ulnp sport = :%d) or a vxlan device with other flags, in a namespace that has no name here", want.Port)
 }
 
-// devicesOn looks for vxlan devices of others on a UDP port: one that cannot share
-// it, and any.
-func (o *Overlay) devicesOn(ctx context.Context, port uint16) (odd, any string) {
-	look := func(list []nl.Link, where string) {
+// devicesOn looks for vxlan devices of others on a UDP port, with their socket in the
+// host's namespace: one that cannot share it, and any.
+func (o *Overlay) devicesOn(ctx context.Context, want plan.VXLAN) (odd, any string) {
+	look := func(list []nl.Link, away bool, where string) {
 		for _, l := range list {
 			v := l.VXLAN
-			if v == nil || v.Port != port || !l.Up {
+			switch {
+			case v == nil || v.Port != want.Port || !l.Up:
 				continue
+			case away && l.PeerNS == nl.NoNSID:
+				continue // its socket is there, too
+			case v.Over6() != want.Local.Unmap().Is6() && !v.External:
+				continue // external devices receive over both
 			}
 			flag := ""
 			switch {
@@ -65,7 +70,7 @@ func (o *Overlay) devicesOn(ctx context.Context, port uint16) (odd, any string) 
 		}
 	}
 	if list, err := o.hostH.Links(ctx); err == nil {
-		look(list, "the host's namespace")
+		look(list, false, "the host's namespace")
 	}
 	for _, store := range append([]netns.Store{o.cfg.Namespaces}, o.cfg.Elsewhere...) {
 		names, err := store.List(ctx, "")
@@ -77,7 +82,7 @@ func (o *Overlay) devicesOn(ctx context.Context, port uint16) (odd, any string) 
 				continue // ours agree
 			}
 			if list, err := o.linksOf(ctx, store, ns); err == nil {
-				look(list, "network namespace "+ns)
+				look(list, true, "network namespace "+ns)
 			}
 		}
 	}
