@@ -94,7 +94,7 @@ func TestAPlannersPlanIsThatOfTheFactsAlone(t *testing.T) {
 	}
 	var p plan.Planner
 	shared, disputed := 0, 0
-	for range 5000 {
+	for range 1500 {
 		w.step(hosts)
 		want, got := plan.Make(w.v, h1), p.Make(w.v, h1)
 		if !reflect.DeepEqual(got.Flat(), want) {
@@ -129,7 +129,7 @@ func TestAPlannersPlanIsThatOfTheFactsAlone(t *testing.T) {
 			disputed++
 		}
 	}
-	if shared < 1000 || disputed < 100 {
+	if shared < 300 || disputed < 30 {
 		t.Errorf("%d parts shared, %d plans with both parts and problems: this shows little", shared, disputed)
 	}
 }

@@ -80,7 +80,7 @@ func TestRowsInPartsAreTheSameRows(t *testing.T) {
 	c := &cluster{r: rand.New(rand.NewPCG(seed, 0)), at: map[int]int{}, mac: map[int]carrick.MAC{}, shared: map[int]*plan.Remote{}}
 	one, other := newNetwork(t), newNetwork(t)
 	both := func(do func(*network)) { do(one); do(other) }
-	for step := range 400 {
+	for step := range 200 {
 		for range 1 + c.r.IntN(3) {
 			c.step()
 		}
