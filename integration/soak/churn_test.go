@@ -136,7 +136,7 @@ func newChurn(t *testing.T) *churn {
 	c.rand = rand.New(rand.NewPCG(c.seed, 0))
 	// Often enough for the agents to compare what they remember with the kernel in
 	// the middle of everything.
-	c.Lab = lab.New(t, lab.Options{Agents: true, AgentEnv: []string{"CARRICK_AUDIT=5s"}})
+	c.Lab = lab.New(t, lab.Options{Agents: true, AgentEnv: []string{"CARRICK_AUDIT_INTERVAL=5s"}})
 	for i, h := range c.Hosts() {
 		s := &site{Host: h, api: h.EngineAPI()}
 		t.Cleanup(s.api.Close)
