@@ -327,7 +327,7 @@ func (r *run) otherwise(l *nl.Link) (d diff) {
 	case l.PeerNS != r.a.hostID || l.PeerNS == nl.NoNSID:
 		d.note("with its socket in another namespace", "with it in the host's")
 	default:
-		d.note(fmt.Sprintf("%+v", *l.VXLAN), fmt.Sprintf("%+v", nl.VXLANInfo{VNI: want.VNI, Port: want.Port, Local: want.Local.Unmap(), Proxy: true}))
+		d.note(l.VXLAN.String(), nl.VXLANInfo{VNI: want.VNI, Port: want.Port, Local: want.Local.Unmap(), Proxy: true}.String())
 	}
 	return d
 }

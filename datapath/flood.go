@@ -51,7 +51,7 @@ func (r *run) setForwarding(l *nl.Link, want plan.Bridge, d *diff) (changed bool
 	if l.Bridge == nil || *l.Bridge == to {
 		return false, nil
 	}
-	d.note(fmt.Sprintf("%+v", *l.Bridge), fmt.Sprintf("%+v", to))
+	d.note(l.Bridge.String(), to.String())
 	set := nl.SetBridge{Link: l.Ref, Off: *l.Bridge}
 	if want.Snoop {
 		m := to.Multicast
