@@ -36,8 +36,8 @@ func (r *run) converge() error {
 	}
 	r.ports(br)
 	old := r.unwanted()
-	addrerr := r.addresses()
 	syserr := r.sysctls()
+	addrerr := r.addresses()
 	rowerr := r.tables()
 	ruleerr := r.filter()
 	delerr := r.removePorts(old)

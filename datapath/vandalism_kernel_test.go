@@ -120,10 +120,10 @@ func (s *scene) holds() string {
 	for _, c := range []string{"ip -d link", "ip addr", "bridge fdb", "ip -4 neigh show nud all", "ip -6 neigh show nud all", "nft list ruleset"} {
 		text := regexp.MustCompile(` qdisc \w+`).ReplaceAllString(nstest.Run(s.t, ns, c), "") // differs once a link was up
 		lines := strings.Split(tidy(text, c, s.known), "\n")
-		if strings.HasPrefix(c, "ip") { // a device that was made again has another place
+		if !strings.HasPrefix(c, "bridge") { // what was made again has another place
 			slices.Sort(lines)
 		}
-		lines = slices.DeleteFunc(lines, func(l string) bool { return ownGroups.MatchString(l) }) // the kernel's own
+		lines = slices.DeleteFunc(lines, func(l string) bool { return ownGroups.MatchString(l) || strings.Contains(l, " expires ") }) // the kernel's own
 		out += "$ " + c + strings.Join(lines, "\n") + "\n"
 	}
 	var outer []string
