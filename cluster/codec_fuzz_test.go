@@ -57,7 +57,7 @@ func samples() []sample {
 		of(&membersRecord{env, 3}),
 		of(&aliasRecord{env, host, []dockerAlias{{carrick.DockerNetworkID(strings.Repeat("d", 64)), "app"}}}),
 		of(&endpointsRecord{env, 1, 2, []carrick.Endpoint{endpoint(1)}}),
-		of(&headRecord{env, 1, 2, []change{{Seq: 1, Host: host, Put: []carrick.Endpoint{endpoint(1)}}, {Seq: 2, Host: host, Reread: true}}}),
+		of(&headRecord{env, 1, 2, 0, []change{{Seq: 1, Host: host, Put: []carrick.Endpoint{endpoint(1)}, Mark: 5}, {Seq: 2, Host: host, Reread: true}}}),
 		of(&residentRecord{env}),
 	}
 }
@@ -161,6 +161,9 @@ func goOn(t *testing.T, h headRecord) {
 	for _, have := range []stamp{{}, {h.Num, h.Seq}, {h.Num, h.Seq - n}, {h.Num, h.Seq - n - 1}, {h.Num, h.Seq + 1}, {h.Num + 1, 0}} {
 		if got, ok := h.since(have); ok && uint64(len(got)) != h.Seq-have.seq {
 			t.Fatalf("%d changes since %+v of a head at %d", len(got), have, h.Seq)
+		}
+		if mark, ok := h.marked(have.seq); ok && have.num == h.Num && (h.forks(have, mark) || !h.forks(have, mark+1)) {
+			t.Fatalf("the head at %d does not know its own mark %d of %+v", h.Seq, mark, have)
 		}
 	}
 	if h.Seq > 1<<63 {

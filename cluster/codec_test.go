@@ -100,12 +100,12 @@ func TestBlockKeys(t *testing.T) {
 // A record keeps its JSON form: hosts of different versions share a store.
 func TestRecordsOnTheWire(t *testing.T) {
 	t.Parallel()
-	h := headRecord{envelope{schema}, 3, 9, []change{{Seq: 9, Host: "0123456789abcdef", Put: []carrick.Endpoint{endpoint(5)}, Del: []carrick.EndpointID{"x"}}}}
+	h := headRecord{envelope{schema}, 3, 9, 4, []change{{Seq: 9, Host: "0123456789abcdef", Put: []carrick.Endpoint{endpoint(5)}, Del: []carrick.EndpointID{"x"}, Mark: 7}}}
 	raw, err := encode(&h)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `{"v":1,"num":3,"seq":9,"ring":[{"s":9,"h":"0123456789abcdef","p":[{"id":"` + strings.Repeat("0", 63) + `5","addrs":["10.42.0.5"],"mac":"` + endpoint(5).MAC.String() + `"}],"d":["x"]}]}`
+	want := `{"v":1,"num":3,"seq":9,"base":4,"ring":[{"s":9,"h":"0123456789abcdef","p":[{"id":"` + strings.Repeat("0", 63) + `5","addrs":["10.42.0.5"],"mac":"` + endpoint(5).MAC.String() + `"}],"d":["x"],"m":7}]}`
 	if string(raw) != want {
 		t.Errorf("head is\n%s\nwant\n%s", raw, want)
 	}

@@ -27,9 +27,10 @@ type netState struct {
 	loaded   chan struct{}      // closed at the first whole snapshot
 	isLoad   bool
 	aliasVer kvstore.Revision
-	at       stamp // of the head that remote stands for
-	// rewound is since when the store has had a head older than at, in an epoch that
-	// says nothing of a loss; zero: it has not. See acceptRewound.
+	at       stamp  // of the head that remote stands for
+	mark     uint32 // of the change at at
+	// rewound is since when it is known that the store has another past than remote,
+	// in an epoch that says nothing of a loss; zero: it has not. See acceptRewound.
 	rewound time.Time
 	head    headRecord
 	headVer kvstore.Revision
@@ -165,19 +166,9 @@ func (c *Cluster) catchUp(ctx context.Context, id carrick.NetworkID, n *netState
 		return err
 	}
 	c.mu.Lock()
-	behind := n.isLoad && head.at().before(n.at)
 	changes, ok := head.since(n.at)
-	ok = ok && n.isLoad && n.rewound.IsZero() // what came after an earlier state is another past
+	ok = ok && n.isLoad && !head.forks(n.at, n.mark)
 	c.mu.Unlock()
-	if behind {
-		c.suspect() // whatever it is, older facts are no news
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if n.rewound.IsZero() {
-			n.rewound = time.Now()
-		}
-		return nil
-	}
 	if !ok {
 		return c.reload(ctx, id, n)
 	}
@@ -206,21 +197,28 @@ func (c *Cluster) catchUp(ctx context.Context, id carrick.NetworkID, n *netState
 	for h, r := range reread {
 		n.replace(h, later(stamp{r.Num, r.Seq}, head.at()), r.Endpoints)
 	}
-	n.at = head.at()
+	n.moveTo(head)
 	n.setHead(head, v.Entries[0].Version)
 	c.save(id, n)
 	return nil
 }
 
-// acceptRewound takes over what the store has of networks whose heads went back
-// though the epoch did not: it was restored from a backup as new as every
+// moveTo notes that remote stands for a head.
+func (n *netState) moveTo(h headRecord) {
+	n.at = h.at()
+	n.mark, _ = h.marked(h.Seq)
+}
+
+// acceptRewound takes over what the store has of networks whose heads have another
+// past though the epoch has not: it was restored from a backup as new as every
 // structural change. Every host has compared its journal with it by then, and
-// written again what it lacked.
+// written again what it lacked; until then absence says nothing. One that is lost
+// has not: its endpoints are waited for.
 func (c *Cluster) acceptRewound(ctx context.Context) error {
 	c.mu.Lock()
 	nets := map[carrick.NetworkID]*netState{}
 	for id, n := range c.nets {
-		if n.follow != nil && !n.rewound.IsZero() && time.Since(n.rewound) >= 2*settleEvery {
+		if n.follow != nil && !n.rewound.IsZero() && time.Since(n.rewound) >= 2*settleEvery && c.allAlive(n) {
 			nets[id] = n
 		}
 	}
@@ -239,6 +237,16 @@ func (c *Cluster) acceptRewound(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// allAlive says whether every host with endpoints in a network is. c.mu must be held.
+func (c *Cluster) allAlive(n *netState) bool {
+	for h := range n.remote {
+		if !c.alive[h] {
+			return false
+		}
+	}
+	return true
+}
+
 // later returns the later of two stamps. A record that is gone has none of its
 // own: its absence was seen under the head.
 func later(a, b stamp) stamp {
@@ -255,7 +263,7 @@ func (c *Cluster) reloadAll(ctx context.Context) {
 	nets := map[carrick.NetworkID]*netState{}
 	for id, n := range c.nets {
 		if n.follow != nil {
-			nets[id] = n
+			nets[id], n.rewound = n, time.Time{} // every host has written its part again
 		}
 	}
 	c.mu.Unlock()
@@ -273,8 +281,8 @@ func (c *Cluster) reloadAll(ctx context.Context) {
 }
 
 // reload reads the whole network, consistent at one moment. n.reading must be
-// held. While the store is recovering it only learns: what a host has not written
-// again yet, it still has.
+// held. While the store is recovering, and for a while after it was restored, it
+// only learns: what a host has not written again yet, it still has.
 func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState) error {
 	v, err := c.store.List(ctx, kvstore.Under(prefixNet(id)))
 	c.heard(err)
@@ -314,12 +322,15 @@ func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if head.at().before(n.at) && n.isLoad {
-		c.suspect()
+	if n.isLoad && head.Num < n.at.num {
+		c.suspect() // whatever it is, older facts are no news
 		return nil
 	}
+	if n.isLoad && head.forks(n.at, n.mark) && n.rewound.IsZero() {
+		n.rewound = time.Now()
+	}
 	// Later than the epoch this host is in: others recover, and it has not seen that.
-	whole := c.recovering.IsZero() && head.Num <= c.epoch.Num
+	whole := c.recovering.IsZero() && head.Num <= c.epoch.Num && n.rewound.IsZero()
 	if !whole {
 		c.suspect()
 	}
@@ -331,11 +342,18 @@ func (c *Cluster) reload(ctx context.Context, id carrick.NetworkID, n *netState)
 		}
 	}
 	for h, r := range remote {
-		if at := (stamp{r.Num, r.Seq}); whole || !at.before(n.remote[h].at) {
+		at, known := stamp{r.Num, r.Seq}, n.remote[h].at
+		switch {
+		case whole || known.before(at):
+			n.replace(h, at, r.Endpoints)
+		case !n.rewound.IsZero():
+			n.join(h, at, r.Endpoints)
+		case at == known:
 			n.replace(h, at, r.Endpoints)
 		}
 	}
-	n.aliasVer, n.at, n.rewound = aliasVer, head.at(), time.Time{}
+	n.aliasVer = aliasVer
+	n.moveTo(head)
 	n.setHead(head, headVer)
 	c.save(id, n)
 	if !n.isLoad && whole {
@@ -373,6 +391,16 @@ func (n *netState) apply(at stamp, ch change) {
 	if len(f.eps) == 0 {
 		delete(n.remote, ch.Host)
 	}
+}
+
+// join adds endpoints to those that are known of a host, under a stamp that may be
+// lower, of another past: what the host writes from now on is later.
+func (n *netState) join(h carrick.HostID, at stamp, eps []carrick.Endpoint) {
+	all := maps.Clone(n.remote[h].eps)
+	for _, e := range eps {
+		all[e.ID] = e
+	}
+	n.replace(h, at, slices.Collect(maps.Values(all)))
 }
 
 func (n *netState) replace(h carrick.HostID, at stamp, eps []carrick.Endpoint) {

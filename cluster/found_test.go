@@ -1,11 +1,13 @@
 package cluster_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/internal/sim"
 	"github.com/carrick-net/carrick/kvstore"
 	"github.com/carrick-net/carrick/kvstore/memory"
@@ -179,6 +181,58 @@ func TestRestoredBackupOfTheSameEpoch(t *testing.T) {
 		pass(10 * time.Minute)
 		for i, h := range hs {
 			for j, want := range [][]*sim.Container{nil, {first[1]}, {last}} {
+				if !knows(h, ns[i], hs[j], want...)() {
+					v, ok := h.View(ns[i])
+					t.Errorf("%s has %v of %s, whole %t", h.Name, endpoints(v, hs[j].Cluster.Self()), hs[j].Name, ok)
+				}
+			}
+		}
+	})
+}
+
+// A host that was away meanwhile meets a head whose numbers have gone past those it
+// knows, with other changes under them. Whatever is not in the store goes as well,
+// but not before whoever has it could write it again.
+func TestForkedHeadOfTheSameEpoch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.NewServer()
+		hs, ns := trio(t, s, "10.42.0.0/24")
+		for i, h := range hs {
+			h.Stop(h.MustRun(ns[i], sim.Run{})) // everybody has a block
+		}
+		pass(time.Second)
+		backup := s.Snapshot()
+		stays := hs[2].MustRun(ns[2], sim.Run{})
+		goes := hs[2].MustRun(ns[2], sim.Run{})
+		pass(time.Second)
+		if !knows(hs[0], ns[0], hs[2], stays, goes)() {
+			t.Fatal("h1 has not heard of h3's containers")
+		}
+		hs[0].CutStore()
+		hs[2].CutStore()
+		s.Restore(backup)
+		hs[2].Stop(goes)
+		for range 4 {
+			hs[1].Stop(hs[1].MustRun(ns[1], sim.Run{}))
+			pass(time.Second)
+		}
+		last := hs[1].MustRun(ns[1], sim.Run{})
+		hs[0].HealStore()
+		for range 8 { // h3 is lost meanwhile, and its container runs
+			pass(time.Minute)
+			v, _ := hs[0].View(ns[0])
+			if !slices.ContainsFunc(v.Endpoints[hs[2].Cluster.Self()], func(e carrick.Endpoint) bool { return e.ID == stays.Endpoint }) {
+				t.Fatalf("h1 has dropped %s of h3, which lives", stays.Addr)
+			}
+			if !knows(hs[0], ns[0], hs[1], last)() {
+				t.Fatalf("h1 has %v of h2 and not what h2 said since", endpoints(v, hs[1].Cluster.Self()))
+			}
+		}
+		hs[2].HealStore()
+		pass(5 * time.Minute)
+		for i, h := range hs {
+			for j, want := range [][]*sim.Container{nil, {last}, {stays}} {
 				if !knows(h, ns[i], hs[j], want...)() {
 					v, ok := h.View(ns[i])
 					t.Errorf("%s has %v of %s, whole %t", h.Name, endpoints(v, hs[j].Cluster.Self()), hs[j].Name, ok)

@@ -3,6 +3,7 @@ package cluster
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 
 	"github.com/carrick-net/carrick"
@@ -11,8 +12,9 @@ import (
 // headRecord is the one key of a network that watchers block on.
 type headRecord struct {
 	envelope
-	Num  uint32   `json:"num,omitempty"` // incarnation of Seq, which begins again with each
-	Seq  uint64   `json:"seq"`           // of the last change
+	Num  uint32   `json:"num,omitempty"`  // incarnation of Seq, which begins again with each
+	Seq  uint64   `json:"seq"`            // of the last change
+	Base uint32   `json:"base,omitempty"` // mark of the change before the ring's first
 	Ring []change `json:"ring,omitempty"`
 }
 
@@ -24,6 +26,9 @@ type change struct {
 	Del  []carrick.EndpointID `json:"d,omitempty"`
 	// Reread: too large to be told inline, read the host's record.
 	Reread bool `json:"r,omitempty"`
+	// Mark is random. A store that was restored from a backup has other changes
+	// under the numbers of those it forgot.
+	Mark uint32 `json:"m,omitempty"`
 }
 
 func (r *headRecord) validate() error {
@@ -57,6 +62,29 @@ func (r *headRecord) since(have stamp) ([]change, bool) {
 	return r.Ring[uint64(len(r.Ring))-(r.Seq-have.seq):], true
 }
 
+// marked returns the mark of the change with a number of this incarnation, or false
+// if the ring does not reach back that far. There is none before the first.
+func (r *headRecord) marked(seq uint64) (mark uint32, ok bool) {
+	n := uint64(len(r.Ring))
+	switch {
+	case seq > r.Seq || r.Seq-seq > n:
+		return 0, false
+	case r.Seq-seq == n:
+		return r.Base, true
+	}
+	return r.Ring[n-1-(r.Seq-seq)].Mark, true
+}
+
+// forks says whether a head has another past than that in which mark was the change
+// at have.
+func (r *headRecord) forks(have stamp, mark uint32) bool {
+	if r.Num != have.num {
+		return false
+	}
+	m, ok := r.marked(have.seq)
+	return r.Seq < have.seq || ok && m != mark
+}
+
 // Bounds of the ring: a watcher wakes for each change and receives the whole
 // head, so its size is the price of a change per watcher.
 const (
@@ -79,9 +107,11 @@ func (r *headRecord) push(num uint32, c change) error {
 	}
 	r.V = schema
 	r.Seq++
-	c.Seq = r.Seq
+	c.Seq, c.Mark = r.Seq, rand.Uint32()
 	ring := append(slices.Clone(r.Ring), c)
-	ring = ring[max(0, len(ring)-ringChanges):]
+	if drop := len(ring) - ringChanges; drop > 0 {
+		r.Base, ring = ring[drop-1].Mark, ring[drop:]
+	}
 	room := ringBytes
 	for i := len(ring) - 1; i >= 0; i-- {
 		raw, err := json.Marshal(ring[i])
@@ -93,7 +123,7 @@ func (r *headRecord) push(num uint32, c change) error {
 			room -= len(raw)
 			continue
 		}
-		ring[i] = change{Seq: ring[i].Seq, Host: ring[i].Host, Reread: true}
+		ring[i] = change{Seq: ring[i].Seq, Host: ring[i].Host, Reread: true, Mark: ring[i].Mark}
 		if !newest {
 			room = 0 // nothing older than what is only mentioned is of use
 		}
