@@ -104,14 +104,18 @@ func (c *Cluster) lenders(n carrick.Network, pool netip.Prefix, recs map[netip.P
 	return out
 }
 
-// askOne asks one owner and takes what it grants into the journal.
+// askOne asks one owner and takes what it grants into the journal; or a borrower to
+// give an address back.
 func (c *Cluster) askOne(ctx context.Context, owner carrick.HostID, n carrick.Network, q ask) (netip.Addr, error) {
 	c.mu.Lock()
 	alive := c.alive[owner] || !c.aliveOK
 	c.mu.Unlock()
-	name := c.HostName(owner)
+	name, no, has := c.HostName(owner), ErrRefused, "has the block"
+	if q.Back {
+		no, has = ErrKept, "borrowed it"
+	}
 	if !alive {
-		return netip.Addr{}, fmt.Errorf("%w: host %s, which has the block, is lost: start its agent, or free what it has with carrick node rm %s if it is gone for good", ErrRefused, name, name)
+		return netip.Addr{}, fmt.Errorf("%w: host %s, which %s, is lost: start its agent, or free what it has with carrick node rm %s if it is gone for good", no, name, has, name)
 	}
 	defer c.pend(n.ID, netip.Prefix{})()
 	q.ID = string(carrick.NewHostID())
@@ -137,12 +141,12 @@ func (c *Cluster) askOne(ctx context.Context, owner carrick.HostID, n carrick.Ne
 		})
 		if werr != nil || !found || a.Answer == "" {
 			if errors.Is(err, context.DeadlineExceeded) {
-				err = fmt.Errorf("%w: host %s did not answer within %s", ErrRefused, name, askLimit)
+				err = fmt.Errorf("%w: host %s did not answer within %s", no, name, askLimit)
 			}
 			return netip.Addr{}, err
 		}
 	}
-	if a.Answer == granted {
+	if a.Answer == granted && !q.Back {
 		// Journal first: an answer that is cleared away unread is a leak.
 		if err := c.adoptBlock(q.Network, netip.PrefixFrom(a.Addr, a.Addr.BitLen()), a.Gen, num, nil); err != nil {
 			return netip.Addr{}, err
@@ -152,9 +156,9 @@ func (c *Cluster) askOne(ctx context.Context, owner carrick.HostID, n carrick.Ne
 		c.log.Debug("answer not cleared away yet", "owner", name, "err", err)
 	}
 	if a.Answer != granted {
-		return netip.Addr{}, fmt.Errorf("%w: host %s: %s", ErrRefused, name, a.Reason)
+		return netip.Addr{}, fmt.Errorf("%w: host %s: %s", no, name, a.Reason)
 	}
-	c.log.Debug("address borrowed", "network", n.Label(), "addr", a.Addr, "owner", name)
+	c.log.Debug("address granted", "network", n.Label(), "addr", a.Addr, "owner", name)
 	return a.Addr, nil
 }
 

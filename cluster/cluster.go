@@ -130,6 +130,7 @@ type Cluster struct {
 	writeNum       uint32                           // incarnation that publications carry
 	removing       map[carrick.HostID]removedRecord // every removed host, as last heard
 	conflicts      map[carrick.NetworkID]string     // why a network cannot be published
+	reclaims       map[reclaimKey]*reclaim          // addresses that are asked back for a third host
 	asked          map[string]bool                  // questions to other hosts that somebody here waits for
 
 	// pending counts claims under way by block, from before the store is asked until
@@ -150,6 +151,7 @@ type Cluster struct {
 	// host's own books about what it lent are compared with the store. It comes
 	// before mu, and can be waited for like creating.
 	answering *semaphore.Weighted
+	askAgain  chan struct{} // holds one value when a question can be answered by now
 	// membership is held by who takes over which hosts there are, or were removed:
 	// from what it hears until the journal has it. It comes before mu.
 	membership *semaphore.Weighted
@@ -198,6 +200,8 @@ func New(cfg Config) *Cluster {
 		graces:        map[carrick.HostID]time.Duration{},
 		conflicts:     map[carrick.NetworkID]string{},
 		asked:         map[string]bool{},
+		reclaims:      map[reclaimKey]*reclaim{},
+		askAgain:      make(chan struct{}, 1),
 		pending:       map[idleBlock]int{},
 		creating:      semaphore.NewWeighted(creators),
 		answering:     semaphore.NewWeighted(1),

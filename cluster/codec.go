@@ -186,7 +186,8 @@ type ask struct {
 	Pool    netip.Prefix      `json:"pool"`
 	Addr    netip.Addr        `json:"addr,omitzero"` // none: any of the pool
 	Return  bool              `json:"return,omitempty"`
-	Gen     carrick.Gen       `json:"gen,omitempty"` // of the latest use, with an answer or a return
+	Back    bool              `json:"back,omitempty"` // the owner asks its borrower to give Addr back
+	Gen     carrick.Gen       `json:"gen,omitempty"`  // of the latest use, with an answer or a return
 	Answer  answer            `json:"answer,omitempty"`
 	Reason  string            `json:"reason,omitempty"`
 }
@@ -203,7 +204,7 @@ func (r *askRecord) validate() error {
 		if !carrick.ValidID(a.ID) || !carrick.ValidID(string(a.Network)) || !a.Pool.IsValid() || a.Pool != a.Pool.Masked() {
 			return fmt.Errorf("ask %q of network %q pool %v", a.ID, a.Network, a.Pool)
 		}
-		if a.Addr.IsValid() && !a.Pool.Contains(a.Addr) || !a.Addr.IsValid() && (a.Return || a.Answer == granted) {
+		if a.Addr.IsValid() && !a.Pool.Contains(a.Addr) || !a.Addr.IsValid() && (a.Return || a.Back || a.Answer == granted) {
 			return fmt.Errorf("ask %q of pool %v for address %v", a.ID, a.Pool, a.Addr)
 		}
 	}

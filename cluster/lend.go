@@ -37,6 +37,7 @@ func (c *Cluster) watchAsks(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case entries = <-wake:
+		case <-c.askAgain:
 		case <-again:
 		}
 		if left := c.answerAll(ctx, entries); !left {
@@ -63,9 +64,12 @@ func (c *Cluster) answerAll(ctx context.Context, entries []kvstore.Entry) (left 
 			if q.Answer != "" {
 				continue
 			}
-			if q.Return {
+			switch {
+			case q.Return:
 				err = c.takeBack(ctx, requester, q)
-			} else {
+			case q.Back:
+				err = c.yield(ctx, requester, q)
+			default:
 				err = c.answer(ctx, requester, q)
 			}
 			if err != nil {
@@ -89,11 +93,19 @@ func (c *Cluster) answer(ctx context.Context, requester carrick.HostID, q ask) e
 	if _, _, err := c.readEpoch(ctx); err != nil {
 		return err
 	}
+	var kept error
+	if b := c.lentTo(q.Network, q.Addr); q.Addr.IsValid() && b != "" && b != requester {
+		if kept = c.reclaimFor(q); errors.Is(kept, errReclaiming) {
+			return kept
+		}
+	}
 	var lease, before journal.Lease
 	var gone bool // the requester is no host any more
 	reason := ""
 	err := c.jr.Update(func(tx *journal.Tx) error {
-		lease, reason = c.pickLoan(tx, requester, q)
+		if lease, reason = c.pickLoan(tx, requester, q); reason != "" && kept != nil {
+			reason += ": " + kept.Error()
+		}
 		if reason == "" {
 			before, _ = tx.Lease(lease.Network, lease.Addr)
 			tx.PutLease(lease)

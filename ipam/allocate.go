@@ -211,6 +211,13 @@ func (d *Driver) allocateExplicit(ctx context.Context, at poolOf, want netip.Add
 	}
 	for try := 1; ; try++ {
 		err := d.takeExplicit(ctx, at, want)
+		if errors.Is(err, errLent) && try <= explicitTries {
+			// Its container may have stopped there, and moves here.
+			if kept := d.cfg.Cluster.Reclaim(ctx, at.network, at.prefix, want); kept != nil {
+				return fmt.Errorf("%w: %w", err, kept)
+			}
+			continue
+		}
 		if !errors.Is(err, errNotOwned) || try > explicitTries {
 			return err
 		}
@@ -228,8 +235,12 @@ func flagOf(a netip.Addr) string {
 	return "--ip"
 }
 
-// errNotOwned: an address is in none of this host's blocks.
-var errNotOwned = errors.New("its block is not this host's")
+var (
+	// errNotOwned: an address is in none of this host's blocks.
+	errNotOwned = errors.New("its block is not this host's")
+	// errLent: another host has borrowed it.
+	errLent = errors.New("it is lent")
+)
 
 func (d *Driver) takeExplicit(ctx context.Context, at poolOf, want netip.Addr) error {
 	return d.cfg.Cluster.Journal().Update(func(tx *journal.Tx) error {
@@ -243,7 +254,9 @@ func (d *Driver) takeExplicit(ctx context.Context, at poolOf, want netip.Addr) e
 		if !Owned(n.Blocks, want) {
 			return fmt.Errorf("%s %s: %w", flagOf(want), want, errNotOwned)
 		}
-		if l, ok := tx.Lease(at.network, want); ok && l.Released == 0 {
+		if l, ok := tx.Lease(at.network, want); ok && l.Released == 0 && l.Lent != "" {
+			return fmt.Errorf("%s %s: %w: %w to host %s", flagOf(want), want, ErrInUse, errLent, d.cfg.Cluster.HostName(l.Lent))
+		} else if ok && l.Released == 0 {
 			return fmt.Errorf("%s %s: %w by %s", flagOf(want), want, ErrInUse, d.describe(l))
 		}
 		tx.PutLease(journal.Lease{Network: at.network, Addr: want, Gen: tx.Stamp()})
@@ -254,8 +267,6 @@ func (d *Driver) takeExplicit(ctx context.Context, at poolOf, want netip.Addr) e
 // describe names the holder of an address of this host's blocks.
 func (d *Driver) describe(l journal.Lease) string {
 	switch {
-	case l.Lent != "":
-		return "host " + d.cfg.Cluster.HostName(l.Lent) + ", which borrowed it"
 	case l.Endpoint != "":
 		return "endpoint " + l.Endpoint.Short() + " on this host"
 	}
