@@ -331,6 +331,8 @@ func (c *Cluster) watch(ctx context.Context, sel kvstore.Selector, fn func(kvsto
 			continue
 		}
 		if err != nil {
+			// The store may have gone back meanwhile, and the revision be another state's.
+			since = 0
 			if attempt == 0 {
 				c.log.Warn("watch interrupted", "keys", sel, "err", err)
 			}
@@ -365,7 +367,6 @@ func (c *Cluster) watchOnce(ctx context.Context, sel kvstore.Selector, since *kv
 		return false, err
 	}
 	if err := fn(v); err != nil {
-		*since = 0
 		return false, err
 	}
 	*since = v.Revision

@@ -291,7 +291,7 @@ func TestExplicitAddresses(t *testing.T) {
 		{b, nb, sim.Run{IP: "10.42.0.50"}, ipam.ErrInUse, "h1"},
 		{b, nb, sim.Run{IP: "10.42.0.51"}, cluster.ErrBlockTaken, "belongs to host h1"},
 		{b, nb, sim.Run{IP: "10.42.0.51"}, cluster.ErrRefused, "lent to host h3"},
-		{a, na, sim.Run{IP: "10.42.0.51"}, ipam.ErrInUse, "host h3, which borrowed it"},
+		{a, na, sim.Run{IP: "10.42.0.51"}, ipam.ErrInUse, "host h3"},
 		{b, nb, sim.Run{MAC: "02:42:0a:2a:00:07"}, driver.ErrMACInUse, "h1"},
 		{b, nb, sim.Run{MAC: "03:42:0a:2a:00:07"}, nil, "group address"},
 	} {

@@ -115,15 +115,8 @@ func (s scenario) move(t *testing.T, m move, name, next string) {
 			})
 		}
 	}
-	var starting time.Time
-	lab.Eventually(t, patience, next+" to start", func() error {
-		starting = time.Now()
-		_, err := m.to.Docker(t.Context(), "start", next)
-		if err != nil && !strings.Contains(err.Error(), "borrowed") {
-			t.Fatal(err)
-		}
-		return err
-	})
+	starting := time.Now()
+	m.to.MustDocker(t, "start", next)
 	started := time.Now()
 	for _, h := range s.Hosts() {
 		b := box{host: h, name: "pulse4", network: "app"}
