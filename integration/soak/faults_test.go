@@ -91,7 +91,9 @@ func (w *world) damage(t *testing.T) {
 		t.Error(err)
 		return
 	}
-	names = slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, "carrick-") || strings.HasPrefix(n, "carrick-probe-") })
+	names = slices.DeleteFunc(names, func(n string) bool {
+		return !strings.HasPrefix(n, "carrick-") || strings.HasPrefix(n, "carrick-probe-")
+	})
 	if len(names) == 0 {
 		return
 	}
