@@ -203,6 +203,12 @@ func TestVerbsOverTheSocket(t *testing.T) {
 	if err != nil || got.Network != "app" || got.Fine() || got.Findings[0].Severity != check.Wrong || got.Findings[0].NetworkName != "app" {
 		t.Errorf("check %+v %v", got, err)
 	}
+	if a, err := c.Audit(ctx, "app"); err != nil || a.Fine() || a.Took != time.Millisecond || a.Networks[0].Name != "app" || a.Networks[0].Total() != 1 {
+		t.Errorf("audit %+v %v", a, err)
+	}
+	if d, err := c.Doctor(ctx); err != nil || len(d) != 2 || d[0].State != status.CheckOK || d[1].State != status.CheckBad || d[1].Remedy != "start it" {
+		t.Errorf("doctor %+v %v", d, err)
+	}
 	if f, err := c.Facts(ctx); err != nil || f.Node != "h1" || len(f.Sides) != 1 || !reflect.DeepEqual(f.Facts, allFacts()) {
 		t.Errorf("facts %+v %v", f, err)
 	}
