@@ -20,6 +20,7 @@ type Ways struct {
 	o         *Overlay
 	advertise string
 	every     time.Duration
+	burst     time.Duration // how long notices are collected
 	log       *slog.Logger
 	changed   func() // set before Run
 
@@ -36,7 +37,7 @@ func (o *Overlay) Ways(under Underlay, advertise string, every time.Duration) *W
 	if every == 0 {
 		every = 30 * time.Second
 	}
-	return &Ways{o: o, advertise: advertise, every: every, log: o.cfg.Log, changed: func() {},
+	return &Ways{o: o, advertise: advertise, every: every, burst: time.Second, log: o.cfg.Log, changed: func() {},
 		under: under, ways: map[netip.Addr]int{}, measured: map[netip.Addr]int{}}
 }
 
@@ -141,6 +142,17 @@ func (w *Ways) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-told:
+			// Each container's start is a notice, and a look asks for each host: a burst is
+			// one look.
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(w.burst):
+			}
+			select {
+			case <-told:
+			default:
+			}
 		case <-tick.C:
 		}
 	}
