@@ -123,7 +123,7 @@ func (u *underlay) plug(ctx context.Context, n *node, addr netip.Addr) error {
 	}
 	lines = append(lines, "link set eth0 up", "route add default via "+OutsideAddr)
 	if u.ipv6 {
-		lines = append(lines, "-6 route add default via "+addr6(netip.MustParseAddr(OutsideAddr)).String())
+		lines = append(lines, "route add ::/0 via "+addr6(netip.MustParseAddr(OutsideAddr)).String())
 	}
 	_, err = n.feed(ctx, strings.Join(lines, "\n")+"\n", "ip", "-batch", "-")
 	return err

@@ -106,7 +106,7 @@ func (s scenario) move(t *testing.T, m move, name, next string) {
 	m.from.MustDocker(t, "rm", name)
 	if m.rest {
 		for _, h := range s.Hosts() {
-			lab.Eventually(t, soon, h.Name()+" to give the address up", func() error {
+			lab.Eventually(t, patience, h.Name()+" to give the address up", func() error {
 				out, err := h.InContainer(t.Context(), "pulse4", "ip", "neigh", "show", m.addr4)
 				if err == nil && !strings.Contains(out, "FAILED") && !strings.Contains(out, "INCOMPLETE") {
 					err = fmt.Errorf("it says %q", out)
