@@ -112,7 +112,7 @@ func TestServiceMayDoItsWork(t *testing.T) {
 	se.expect(t, "Service", "Restart", "always")
 	se.expect(t, "Unit", "StartLimitIntervalSec", "0")
 	se.expect(t, "Service", "KillMode", "mixed")
-	se.expect(t, "Service", "CapabilityBoundingSet", "CAP_NET_ADMIN", "CAP_SYS_ADMIN")
+	se.expect(t, "Service", "CapabilityBoundingSet", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN")
 	se.expect(t, "Service", "RestrictNamespaces", "net")
 	se.expect(t, "Service", "RestrictAddressFamilies", "AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK")
 	se.expect(t, "Service", "SystemCallFilter", "@system-service", "@mount", "setns", "unshare")
@@ -205,7 +205,7 @@ func TestPluginIsBothDrivers(t *testing.T) {
 	if c.Network.Type != "host" {
 		t.Errorf("network %q: links would be made where the engine does not look", c.Network.Type)
 	}
-	if want := []string{"CAP_NET_ADMIN", "CAP_SYS_ADMIN"}; !slices.Equal(c.Linux.Capabilities, want) || c.Linux.AllowAllDevices {
+	if want := []string{"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"}; !slices.Equal(c.Linux.Capabilities, want) || c.Linux.AllowAllDevices {
 		t.Errorf("capabilities %v, want %v and no devices", c.Linux.Capabilities, want)
 	}
 }
