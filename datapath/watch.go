@@ -73,8 +73,8 @@ func (a *Applier) look(ev nl.Events, batch []nl.LinkEvent, err error) (reason st
 // the way, or of a link that a reading since then has shown to be gone. Of
 // others each counts, since a device that went down and up again has lost rows.
 // Of a link that we left down even the last one may be of before our last change,
-// since the kernel does not tell of every change then: that costs a reading, and
-// passing over it would cost somebody else's change.
+// since the kernel does not tell of every change then. Somebody else's change of it
+// that comes with ours waits for the audit.
 func (a *Applier) judge(batch []nl.LinkEvent, touched map[int]bool) string {
 	last := map[int]int{}
 	for i, e := range batch {
@@ -86,6 +86,9 @@ func (a *Applier) judge(batch []nl.LinkEvent, touched map[int]bool) string {
 			known = a.links.byIndex[e.Link.Index]
 		}
 		if (touched[e.Link.Index] || known == nil) && last[e.Link.Index] != i {
+			continue
+		}
+		if touched[e.Link.Index] && known != nil && !known.Up && !e.Gone && (e.PortOnly || !e.Link.Up) {
 			continue
 		}
 		if reason := a.strange(e); reason != "" {
