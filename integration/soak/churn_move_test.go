@@ -20,17 +20,9 @@ type mover struct {
 	slots []*slot   // the first one's host has the block
 	at    int       // which runs, or ran last
 	ready time.Time // to be stopped, or to be started
-	freed time.Time // when it was stopped last
 }
 
-// A host that borrowed an address keeps it for half a minute after its last use,
-// and says so to whoever wants it. Its agent, if it is killed meanwhile, counts from
-// the beginning; lent is long enough even so.
-const (
-	kept = 35 * time.Second
-	lent = 4 * time.Minute
-	stay = 5 * time.Second // where it moved to
-)
+const stay = 5 * time.Second // where it moved to
 
 func newRemovals(c *churn) *removals {
 	r := &removals{c: c, rand: rand.New(rand.NewPCG(c.seed, 1<<32))}
@@ -66,11 +58,11 @@ func (r *removals) work(ctx context.Context, until int) error {
 	return nil
 }
 
-// move takes a container one step: from its first host to another, or out of that
-// one, or home.
+// move takes a container to another host, at once: the address goes with it, whoever
+// has its block.
 func (r *removals) move(ctx context.Context, m *mover) error {
-	next, s := 0, m.slots[m.at]
-	if s.runs {
+	next := r.rand.IntN(len(m.slots))
+	if s := m.slots[m.at]; s.runs {
 		// Its engine keeps the container, or not.
 		leave := s.stop
 		if r.rand.IntN(2) == 0 {
@@ -79,14 +71,10 @@ func (r *removals) move(ctx context.Context, m *mover) error {
 		if err := leave(ctx); err != nil {
 			return err
 		}
-		if m.freed = time.Now(); m.at > 0 {
-			m.ready = m.freed.Add(kept)
-			return nil
-		}
-		next = 1 + r.rand.IntN(len(m.slots)-1)
+		next = (m.at + 1 + r.rand.IntN(len(m.slots)-1)) % len(m.slots)
 	}
 	m.ready = time.Now().Add(stay)
-	s = m.slots[next]
+	s := m.slots[next]
 	if err := s.start(ctx); err != nil {
 		return err
 	}

@@ -235,6 +235,11 @@ func (c *churn) kill(ctx context.Context, done <-chan struct{}) error {
 	}
 }
 
+// settling is how long an agent that was killed may take until it has compared its
+// books with its engine and with the store: what it was asked to release when it died
+// is looked for twice, a minute apart.
+const settling = 4 * time.Minute
+
 // excuse says why a call of an engine that began at a time may have failed, "" if
 // it may not.
 func (c *churn) excuse(sl *slot, from time.Time, err error) string {
@@ -256,12 +261,13 @@ func (c *churn) excuse(sl *slot, from time.Time, err error) string {
 	case sl.at.died(from) && says("EOF", "connection refused", "connection reset", "no such file"):
 		return "the agent was killed during a call"
 	}
-	if m := sl.mover; m != nil && says("lent to host", "which borrowed it") && time.Since(m.freed) < lent {
-		return "the address was lent to the host that the container had left"
-	}
 	for _, o := range c.sites {
-		if o != sl.at && o.died(from) && says("host "+o.Name()+" did not answer") {
+		switch {
+		case o == sl.at:
+		case o.died(from) && says("host "+o.Name()+" did not answer"):
 			return "the agent was killed that was asked for an address"
+		case sl.mover != nil && o.died(from.Add(-settling)) && says("address not given back", "is in use by a container that is starting or stopping"):
+			return "the agent was killed that has the address, or lent it"
 		}
 	}
 	return ""
