@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -42,14 +43,27 @@ func (h *Host) Namespaces(ctx context.Context) ([]string, error) {
 	return strings.Fields(out), err
 }
 
+// ofNetwork and ofProbes are the names of an agent's namespaces.
+var (
+	ofNetwork = regexp.MustCompile(`^carrick-[0-9a-f]{16}$`)
+	ofProbes  = regexp.MustCompile(`^carrick-probe-`)
+)
+
 // Inventory lists what the host holds: its named network namespaces; in the host
 // and in each of them the links, addresses, forwarding and permanent neighbour
 // entries, routes and nftables rules; Docker's networks, containers and volumes.
+//
+// Left out is what comes and goes by itself: what nftables sets were given by
+// packets, and, while the host has a Carrick network, the namespaces from which its
+// agent probes the ways to the others.
 func (h *Host) Inventory(ctx context.Context) (Inventory, error) {
 	var inv Inventory
 	names, err := h.Namespaces(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if slices.ContainsFunc(names, ofNetwork.MatchString) {
+		names = slices.DeleteFunc(names, ofProbes.MatchString)
 	}
 	for _, ns := range append([]string{""}, names...) {
 		lines, err := h.namespaceInventory(ctx, ns)
@@ -211,10 +225,15 @@ func (h *Host) namespaceInventory(ctx context.Context, ns string) ([]string, err
 	if err != nil {
 		return nil, err
 	}
-	chain := ""
+	chain, elements := "", false
 	for _, l := range strings.Split(rules, "\n") {
 		l = strings.TrimSpace(l)
+		if strings.HasPrefix(chain, "table bridge carrick-") && strings.HasPrefix(l, "elements = {") {
+			elements = true
+		}
 		switch {
+		case elements:
+			elements = !strings.HasSuffix(l, "}")
 		case strings.HasPrefix(l, "table "), strings.HasPrefix(l, "chain "):
 			chain = strings.TrimSuffix(l, " {")
 			add("nft %s", chain)
