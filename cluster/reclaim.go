@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -78,13 +79,13 @@ func (c *Cluster) reclaimFor(q ask) error {
 	key := reclaimKey{q.Network, q.Addr}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	maps.DeleteFunc(c.reclaims, func(_ reclaimKey, r *reclaim) bool { // for which nobody came
+		return r.done && time.Since(r.at) >= askLimit
+	})
 	r := c.reclaims[key]
 	if r != nil && r.done {
 		delete(c.reclaims, key)
-		if time.Since(r.at) < askLimit {
-			return r.err
-		}
-		r = nil // nobody came for it
+		return r.err
 	}
 	if r != nil || c.run == nil {
 		return errReclaiming
