@@ -143,7 +143,9 @@ func (w *workload) round(ctx context.Context, near box, fixed string, n int) err
 		docker("run", "-d", "--name", name, "--hostname", name, "--network", w.network, lab.Image), reach(name),
 		docker("stop", "-t", "2", name),
 		docker("run", "-d", "--name", name+"-fixed", "--network", w.network, "--ip", fixed, lab.Image), reach(name + "-fixed"),
-		func() error { return h.KillAgent(ctx) },
+		// Its end is waited for, also by whoever ends the work at this moment: he looks
+		// whether it runs.
+		func() error { return h.KillAgent(context.WithoutCancel(ctx)) },
 		func() error { return h.RestartAgent(ctx) },
 		docker("start", name), reach(name),
 		docker("restart", "-t", "2", name, name+"-fixed"), reach(name), reach(name + "-fixed"),
