@@ -120,7 +120,7 @@ func (c *Cluster) Unfollow(id carrick.NetworkID) {
 	if n.pub.running || n.pub.wanted != n.pub.done {
 		// The publisher still needs the entry; only the snapshot goes.
 		n.isLoad, n.loaded = false, make(chan struct{})
-		n.remote, n.at = map[carrick.HostID]hostFacts{}, stamp{}
+		n.remote, n.at, n.mark, n.rewound = map[carrick.HostID]hostFacts{}, stamp{}, 0, time.Time{}
 		n.recalled, n.waited = false, false
 		return
 	}
@@ -396,11 +396,8 @@ func (n *netState) apply(at stamp, ch change) {
 // join adds endpoints to those that are known of a host, under a stamp that may be
 // lower, of another past: what the host writes from now on is later.
 func (n *netState) join(h carrick.HostID, at stamp, eps []carrick.Endpoint) {
-	all := maps.Clone(n.remote[h].eps)
-	for _, e := range eps {
-		all[e.ID] = e
-	}
-	n.replace(h, at, slices.Collect(maps.Values(all)))
+	known := slices.Collect(maps.Values(n.remote[h].eps))
+	n.replace(h, at, append(known, eps...)) // of two with one id the last counts
 }
 
 func (n *netState) replace(h carrick.HostID, at stamp, eps []carrick.Endpoint) {

@@ -260,12 +260,18 @@ func (c *Cluster) lendThis(tx *journal.Tx, requester carrick.HostID, q ask, pool
 	case used && old.Released == 0 && old.Lent == requester:
 	case used && old.Released == 0 && old.Lent != "":
 		return l, fmt.Sprintf("%s is in use: it is lent to host %s", q.Addr, c.HostName(old.Lent))
-	case used && old.Released == 0 && old.Endpoint != "":
-		return l, fmt.Sprintf("%s is in use by endpoint %s", q.Addr, old.Endpoint.Short())
 	case used && old.Released == 0:
-		return l, fmt.Sprintf("%s is in use by a container that is starting or stopping", q.Addr)
+		return l, inUse(q.Addr, old)
 	}
 	return journal.Lease{Network: q.Network, Addr: q.Addr, Lent: requester, Gen: tx.Stamp()}, ""
+}
+
+// inUse says by what an address is used that is not lent.
+func inUse(a netip.Addr, l journal.Lease) string {
+	if l.Endpoint != "" {
+		return fmt.Sprintf("%s is in use by endpoint %s", a, l.Endpoint.Short())
+	}
+	return fmt.Sprintf("%s is in use by a container that is starting or stopping", a)
 }
 
 // takeGrantBack ends a loan that was made in the journal and not in the store; the

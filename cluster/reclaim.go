@@ -143,26 +143,15 @@ func (c *Cluster) yield(ctx context.Context, owner carrick.HostID, q ask) error 
 // is not here has been given back before.
 func (c *Cluster) letGo(ctx context.Context, owner carrick.HostID, q ask) (reason string, err error) {
 	b := netip.PrefixFrom(q.Addr, q.Addr.BitLen())
-	inUse := func() string {
-		rec, err := c.jr.Network(q.Network)
-		l, used := c.jr.Leases(q.Network)[q.Addr]
-		switch {
-		case err != nil || !slices.Contains(rec.Blocks, b):
-			return ""
-		case used && l.Released == 0 && l.Endpoint != "":
-			return fmt.Sprintf("%s is in use by endpoint %s", q.Addr, l.Endpoint.Short())
-		}
-		return fmt.Sprintf("%s is in use by a container that is starting or stopping", q.Addr)
-	}
 	if err := c.giveUp(q.Network, b); err != nil {
 		return "", err
-	}
-	if reason := inUse(); reason != "" {
-		return reason, nil
 	}
 	rec, err := c.jr.Network(q.Network)
 	if err != nil {
 		return "", nil //nolint:nilerr // the network was left, and the address with it
+	}
+	if slices.Contains(rec.Blocks, b) {
+		return inUse(q.Addr, c.jr.Leases(q.Network)[q.Addr]), nil
 	}
 	if i := slices.IndexFunc(rec.Freeing, func(f journal.Freed) bool { return f.Block == b }); i >= 0 {
 		if err := c.free(ctx, rec.Conf, rec.Freeing[i]); err != nil {

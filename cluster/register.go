@@ -144,9 +144,7 @@ func (c *Cluster) tryRegister(ctx context.Context) error {
 			return err
 		}
 	}
-	rec := &hostRecord{envelope: envelope{schema}, Num: epoch.Num, Host: carrick.Host{
-		ID: c.self, Name: c.cfg.Name, VTEP: c.cfg.VTEP, MTU: c.SelfHost().MTU, Version: c.cfg.Version, Probes: c.cfg.Probes, Life: c.jr.Meta().Life,
-	}, Machine: c.cfg.Machine, Grace: c.cfg.Grace}
+	rec := &hostRecord{envelope: envelope{schema}, Num: epoch.Num, Host: c.SelfHost(), Machine: c.cfg.Machine, Grace: c.cfg.Grace}
 	t.Version(keyHost(c.self), oldVersion)
 	put(t, &encErr, keyHost(c.self), rec)
 	if encErr != nil {
