@@ -1,7 +1,6 @@
 package datapath
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/carrick-net/carrick/internal/nft"
@@ -95,9 +94,9 @@ func (r *run) storm(have nft.State) error {
 		case have.StormDamaged:
 			found = "damaged"
 		case have.Storm != (nft.Storm{}):
-			found = fmt.Sprintf("%+v", have.Storm)
+			found = have.Storm.String()
 		}
-		r.rep.drift(Finding{Kind: KindRules, Object: nft.StormTable, Found: found, Want: fmt.Sprintf("%+v", want)})
+		r.rep.drift(Finding{Kind: KindRules, Object: nft.StormTable, Found: found, Want: want.String()})
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package nft
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"reflect"
 	"time"
 
@@ -24,6 +25,14 @@ const StormTable = "carrick-storm"
 type Storm struct {
 	Except string // a device that is not bounded: it brings what others have bounded
 	Rate   uint32 // frames a second, of each port; as many may come at once after a quiet second
+}
+
+// String is for people.
+func (s Storm) String() string {
+	if s == (Storm{}) {
+		return "no limit"
+	}
+	return fmt.Sprintf("%d frames/s of each port but %s", s.Rate, s.Except)
 }
 
 // The table's parts. A port's bucket goes when it was not used for a while, so that
