@@ -46,7 +46,7 @@ type Applier struct {
 	links   *links
 	rows    *fdb.Tables
 	voice   announce.Voice    // nil: nothing was said yet
-	touched map[int]bool      // links changed by us since events were last looked at
+	touched map[int]bool      // links changed in the run that is under way
 	sysctls map[string]string // as last read or written, "" is none; nil: not known
 	found   []string          // problems that the last reading showed
 	applied *applied          // what the last run left in the kernel; nil: not known
@@ -209,6 +209,10 @@ func (a *Applier) run(ctx context.Context, want plan.Network, reason string) (Re
 	if err != nil {
 		a.applied = nil
 		err = fmt.Errorf("network %s: %w", a.id, err)
+	}
+	if touched := a.touched; a.events != nil && len(touched) > 0 {
+		a.touched = map[int]bool{}
+		a.hear(touched)
 	}
 	if err != nil || r.rep.broken() || r.suspicious {
 		a.QueueResync("the last run failed")

@@ -136,30 +136,35 @@ func TestDamageIsNoticedByTheEventItMakes(t *testing.T) {
 	}
 	p := plans()["three hosts"]
 	for name, d := range damage() {
-		synctest.Test(t, func(t *testing.T) {
-			h := newHost(t)
-			h.apply(p)
-			synctest.Wait()
-			select {
-			case <-h.a.Changed():
-				t.Fatalf("%s: our own changes were taken for somebody else's", name)
-			default:
-			}
-			d.do(h)
-			synctest.Wait()
-			select {
-			case <-h.a.Changed():
-				rep := h.apply(p)
-				if silent[name] || rep.Resync == "" || rep.Drift.Total() == 0 {
-					t.Errorf("%s: %+v", name, rep)
+		// Also right after our own changes, whose events nobody has looked at yet.
+		for _, at := range []string{"later", "at once"} {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t)
+				h.apply(p)
+				if at == "later" {
+					synctest.Wait()
 				}
-				h.holds(p)
-			default:
-				if !silent[name] {
-					t.Errorf("%s: nobody noticed", name)
+				select {
+				case <-h.a.Changed():
+					t.Fatalf("%s: our own changes were taken for somebody else's", name)
+				default:
 				}
-			}
-		})
+				d.do(h)
+				synctest.Wait()
+				select {
+				case <-h.a.Changed():
+					rep := h.apply(p)
+					if silent[name] || rep.Resync == "" || rep.Drift.Total() == 0 {
+						t.Errorf("%s, %s: %+v", name, at, rep)
+					}
+					h.holds(p)
+				default:
+					if !silent[name] {
+						t.Errorf("%s, %s: nobody noticed", name, at)
+					}
+				}
+			})
+		}
 	}
 }
 

@@ -145,8 +145,8 @@ func (s *scene) vandals() map[string][]vandal {
 	for _, port := range p.Ports {
 		n, row := port.Name, []datapath.Kind{link, bridged}
 		quiet := func(v vandal) vandal {
-			// Of a link that is down the kernel tells little, and what it tells may pass for
-			// our own doing.
+			// Of its name, alias and the like the kernel tells while it is up
+			// (netdev_state_change).
 			v.silent = port.Down
 			return v
 		}
@@ -158,16 +158,16 @@ func (s *scene) vandals() map[string][]vandal {
 			add("Ports.Down", in("ip link set "+n+" down", link))
 		}
 		add("Ports", in("ip link set "+n+" "+state, link))
-		add("Ports", quiet(in("ip link set "+n+" nomaster", row...)))
-		add("Ports", quiet(in("ip link add br1 type bridge ; ip link set "+n+" master br1", row...)))
+		add("Ports", in("ip link set "+n+" nomaster", row...))
+		add("Ports", in("ip link add br1 type bridge ; ip link set "+n+" master br1", row...))
 		add("Ports", quiet(in("ip link set "+n+" addrgenmode eui64", link)))
 		for _, f := range flags() {
-			add("Ports", quiet(in("bridge link set dev "+n+" "+f, link)))
+			add("Ports", in("bridge link set dev "+n+" "+f, link))
 		}
 		add("Ports.Name", quiet(in("ip link set "+n+" down ; ip link set "+n+" name mine", link)))
 		add("Ports.Endpoint", quiet(in("ip link set "+n+" alias mine", link)))
-		add("Ports.MTU", quiet(in("ip link set "+n+" mtu 1400", link)))
-		add("Ports.MTU", quiet(in("ip link set "+n+" mtu 1000", link)))
+		add("Ports.MTU", in("ip link set "+n+" mtu 1400", link))
+		add("Ports.MTU", in("ip link set "+n+" mtu 1000", link))
 		if port.Create { // its outer end is ours, until Docker takes it
 			out := func(field, line string, kinds ...datapath.Kind) {
 				add(field, vandal{what: line, kinds: kinds, silent: true, do: func() error {

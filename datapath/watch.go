@@ -14,16 +14,11 @@ import (
 func (o *Overlay) watch(a *Applier, ev nl.Events) {
 	o.watchers.Go(func() {
 		for {
-			batch, err := ev.Wait(o.ctx)
+			err := ev.Wait(o.ctx)
 			if errors.Is(err, nl.ErrClosed) || errors.Is(err, context.Canceled) {
 				return
 			}
-			reason, ok := a.look(ev, batch, err)
-			if reason != "" {
-				a.QueueResync(reason)
-				a.notify()
-			}
-			if !ok {
+			if !a.look(ev, err) {
 				return
 			}
 		}
@@ -38,54 +33,84 @@ func (a *Applier) notify() {
 	}
 }
 
-// look judges a batch of events when no Apply is under way: by then the events
-// of all that Apply did are there, and its memory is what they should lead to.
-// It says why a resync is needed, and whether the subscription is still good.
-func (a *Applier) look(ev nl.Events, batch []nl.LinkEvent, err error) (reason string, ok bool) {
+// look takes the events that came while no Apply was under way, and says whether
+// the subscription is still good. broken is why it is not, if that is known.
+func (a *Applier) look(ev nl.Events, broken error) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.events != ev {
-		return "", false // closed meanwhile
+		return false // closed meanwhile
 	}
-	if err == nil {
-		var more []nl.LinkEvent
-		more, err = ev.Poll()
-		batch = append(batch, more...)
+	if broken == nil {
+		return a.hear(nil)
 	}
-	touched := a.touched
-	a.touched = map[int]bool{}
-	switch {
-	case errors.Is(err, nl.ErrOverrun):
-		return err.Error(), true
-	case err != nil:
-		// Without events nobody would tell us: start over with a new socket.
-		a.log.Warn("link events failed", "err", err)
-		if err := a.close(); err != nil {
-			a.log.Warn("closing after failed link events", "err", err)
-		}
-		return err.Error(), false
-	}
-	return a.judge(batch, touched), true
+	a.deaf(broken)
+	return false
 }
 
-// judge returns what of a batch was not our doing. Of a link that we touched, or
-// that is not known, the last event alone counts: the ones before are steps on
-// the way, or of a link that a reading since then has shown to be gone. Of
-// others each counts, since a device that went down and up again has lost rows.
-// Of a link that we left down even the last one may be of before our last change,
-// since the kernel does not tell of every change then. Somebody else's change of it
-// that comes with ours waits for the audit.
+// hear takes all events that are there and queues a resync if one of them was not
+// our doing, or if some were lost. It is called at the end of each run with the
+// links that the run touched: by then the events of all that it did are there,
+// and none is left to be taken for, or to hide, what somebody else does later. It
+// says whether the subscription is still good. Call with mu held.
+func (a *Applier) hear(touched map[int]bool) bool {
+	batch, err := a.events.Poll()
+	reason := ""
+	switch {
+	case errors.Is(err, nl.ErrOverrun):
+		reason = err.Error()
+	case err != nil:
+		a.deaf(err)
+		return false
+	default:
+		reason = a.judge(batch, touched)
+	}
+	if reason != "" {
+		a.QueueResync(reason)
+		a.notify()
+	}
+	return true
+}
+
+// deaf starts over with a new socket: without events nobody would tell us. Call
+// with mu held.
+func (a *Applier) deaf(why error) {
+	a.log.Warn("link events failed", "err", why)
+	if err := a.close(); err != nil {
+		a.log.Warn("closing after failed link events", "err", err)
+	}
+	a.QueueResync(why.Error())
+	a.notify()
+}
+
+// judge returns what of a batch was not our doing. Of a link that is not known the
+// last event alone counts: the ones before are of a link that is gone again. Of
+// one that we touched the last about itself and the last about its place in the
+// bridge count, each on its own, since neither says what the other does: the ones
+// before are steps on the way. Of others each counts, since a device that went
+// down and up again has lost rows. Of a link that we left down even the last one
+// may be of before our last change, since the kernel does not tell of every change
+// then: somebody else's that comes within the very run waits for the audit.
 func (a *Applier) judge(batch []nl.LinkEvent, touched map[int]bool) string {
-	last := map[int]int{}
+	type about struct {
+		link int
+		port bool
+	}
+	last, lastAbout := map[int]int{}, map[about]int{}
 	for i, e := range batch {
-		last[e.Link.Index] = i
+		last[e.Link.Index], lastAbout[about{e.Link.Index, e.PortOnly}] = i, i
 	}
 	for i, e := range batch {
 		var known *nl.Link
 		if a.links != nil {
 			known = a.links.byIndex[e.Link.Index]
 		}
-		if (touched[e.Link.Index] || known == nil) && last[e.Link.Index] != i {
+		switch {
+		case known == nil:
+			if last[e.Link.Index] != i {
+				continue
+			}
+		case touched[e.Link.Index] && lastAbout[about{e.Link.Index, e.PortOnly}] != i:
 			continue
 		}
 		if touched[e.Link.Index] && known != nil && !known.Up && !e.Gone && (e.PortOnly || !e.Link.Up) {

@@ -34,6 +34,7 @@ type events struct {
 	buf  []byte
 
 	closing atomic.Bool
+	overrun atomic.Bool // Wait was told of a loss, and Poll has not said so yet
 }
 
 func subscribe(ns netns.Namespace) (*events, error) {
@@ -63,7 +64,7 @@ func (e *events) Close() error {
 	return e.file.Close()
 }
 
-func (e *events) Wait(ctx context.Context) ([]LinkEvent, error) {
+func (e *events) Wait(ctx context.Context) error {
 	set := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		_ = e.file.SetReadDeadline(time.Unix(1, 0)) // the past: ends the wait
@@ -75,31 +76,54 @@ func (e *events) Wait(ctx context.Context) ([]LinkEvent, error) {
 			_ = e.file.SetReadDeadline(time.Time{})
 		}
 	}()
-	out, err := e.receive(true)
+	err := e.peek()
 	if ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
 		err = ctx.Err()
 	}
-	return out, err
+	return err
 }
 
-func (e *events) Poll() ([]LinkEvent, error) { return e.receive(false) }
+// peek waits for a message and leaves it where it is.
+func (e *events) peek() error {
+	raw, err := e.file.SyscallConn()
+	if err != nil {
+		return e.closed(err)
+	}
+	var rerr error
+	err = raw.Read(func(fd uintptr) bool {
+		var b [1]byte
+		for rerr = unix.EINTR; errors.Is(rerr, unix.EINTR); {
+			_, _, rerr = unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		}
+		return !errors.Is(rerr, unix.EAGAIN)
+	})
+	switch {
+	case err != nil:
+		return e.closed(err)
+	case errors.Is(rerr, unix.ENOBUFS): // said once, even to one who only peeks
+		e.overrun.Store(true)
+		return nil
+	case rerr != nil:
+		return fmt.Errorf("wait for link events: %w", rerr)
+	}
+	return nil
+}
 
-// receive takes all that is there; with wait, at least one.
-func (e *events) receive(wait bool) (out []LinkEvent, err error) {
+func (e *events) Poll() (out []LinkEvent, err error) {
 	raw, err := e.file.SyscallConn()
 	if err != nil {
 		return nil, e.closed(err)
 	}
-	overrun := false
+	overrun := e.overrun.Swap(false)
 	for {
 		var n int
 		var from unix.Sockaddr
 		var rerr error
-		err := raw.Read(func(fd uintptr) bool {
+		// Not Read, which would wait for the one who waits.
+		err := raw.Control(func(fd uintptr) {
 			for rerr = unix.EINTR; errors.Is(rerr, unix.EINTR); {
 				n, from, rerr = unix.Recvfrom(int(fd), e.buf, unix.MSG_DONTWAIT)
 			}
-			return !wait || !errors.Is(rerr, unix.EAGAIN)
 		})
 		switch {
 		case err != nil:
@@ -113,7 +137,7 @@ func (e *events) receive(wait bool) (out []LinkEvent, err error) {
 			// Until the queue has been emptied the kernel drops all further events and
 			// says nothing (netlink_overrun, netlink_rcv_wake), so whoever is told now
 			// and reads the links could miss what comes next.
-			overrun, wait = true, false
+			overrun = true
 			continue
 		case rerr != nil:
 			return out, fmt.Errorf("receive link events: %w", rerr)
@@ -124,7 +148,6 @@ func (e *events) receive(wait bool) (out []LinkEvent, err error) {
 		if out, err = decodeEvents(out, e.buf[:n]); err != nil {
 			return out, fmt.Errorf("receive link events: %w", err)
 		}
-		wait = wait && len(out) == 0
 	}
 }
 

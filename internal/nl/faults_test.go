@@ -347,11 +347,17 @@ func TestNoEventIsLostAfterALossWasReported(t *testing.T) {
 	for i := range 100 {
 		x.must(t, x.good, SetLink{Link: x.br, MTU: 1400 + i})
 	}
-	if _, err := e.Wait(t.Context()); !errors.Is(err, ErrOverrun) {
+	if err := e.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Poll(); !errors.Is(err, ErrOverrun) {
 		t.Fatalf("a hundred events for a queue of few: %v", err)
 	}
 	x.must(t, x.good, SetLink{Link: x.br, MTU: 1300})
 	if got, err := e.Poll(); err != nil || len(got) == 0 || got[len(got)-1].Link.MTU != 1300 {
 		t.Errorf("after the loss: %+v, %v", got, err)
+	}
+	if got, err := e.Poll(); err != nil || len(got) != 0 {
+		t.Errorf("the loss was told twice: %+v, %v", got, err)
 	}
 }

@@ -366,7 +366,7 @@ func TestEventsOfAChangeAreThereWhenSendReturns(t *testing.T) {
 	}
 	// Somebody changes a bridge flag in a way that only the bridge speaks of.
 	nstest.Run(t, p.netNS, "bridge link set dev vxlan0 learning on")
-	got, err = ev.Wait(t.Context())
+	got, err = waitFor(t, ev)
 	if err != nil || len(got) == 0 || !got[0].PortOnly || got[0].Link.Index != vx.Index || !got[0].Link.Port.Learning {
 		t.Errorf("after learning on: %+v, %v", got, err)
 	}
@@ -378,20 +378,45 @@ func TestEventsOfAChangeAreThereWhenSendReturns(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := ev.Wait(ctx); !errors.Is(err, context.Canceled) {
+	if err := ev.Wait(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("Wait after cancel: %v", err)
 	}
 	// The subscription is still good.
 	send(t, p.net, nl.SetLink{Link: br.Ref, MTU: 1380})
-	if got, err := ev.Wait(t.Context()); err != nil || len(got) == 0 {
+	if got, err := waitFor(t, ev); err != nil || len(got) == 0 {
 		t.Errorf("Wait: %+v, %v", got, err)
+	}
+	// Poll does not wait for the one who waits, and takes nothing from the next.
+	waited := make(chan error)
+	go func() { waited <- ev.Wait(t.Context()) }()
+	if got, err := ev.Poll(); err != nil || len(got) != 0 {
+		t.Errorf("Poll beside Wait: %+v, %v", got, err)
+	}
+	send(t, p.net, nl.SetLink{Link: br.Ref, MTU: 1370})
+	if err := <-waited; err != nil {
+		t.Errorf("Wait: %v", err)
+	}
+	if got, err := ev.Poll(); err != nil || len(got) == 0 || got[len(got)-1].Link.MTU != 1370 {
+		t.Errorf("Poll after Wait: %+v, %v", got, err)
 	}
 	if err := ev.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ev.Wait(t.Context()); !errors.Is(err, nl.ErrClosed) {
+	if err := ev.Wait(t.Context()); !errors.Is(err, nl.ErrClosed) {
 		t.Errorf("Wait after Close: %v", err)
 	}
+	if _, err := ev.Poll(); !errors.Is(err, nl.ErrClosed) {
+		t.Errorf("Poll after Close: %v", err)
+	}
+}
+
+// waitFor waits for events and takes them.
+func waitFor(t *testing.T, ev nl.Events) ([]nl.LinkEvent, error) {
+	t.Helper()
+	if err := ev.Wait(t.Context()); err != nil {
+		return nil, err
+	}
+	return ev.Poll()
 }
 
 func TestLostEventsAreNoticed(t *testing.T) {
@@ -420,7 +445,7 @@ func TestLostEventsAreNoticed(t *testing.T) {
 		}
 	}
 	send(t, p.net, nl.SetLink{Link: br.Ref, MTU: 1390})
-	if got, err := ev.Wait(t.Context()); err != nil || len(got) == 0 {
+	if got, err := waitFor(t, ev); err != nil || len(got) == 0 {
 		t.Errorf("after an overrun the subscription goes on: %+v, %v", got, err)
 	}
 }

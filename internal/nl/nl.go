@@ -68,14 +68,17 @@ type Handle interface {
 }
 
 // Events is a subscription to a namespace's link changes, our own included.
-// Poll and Wait must not be called at the same time; Close may be called at any.
+// One call of Poll at a time, and one of Wait, which may be under way meanwhile;
+// Close may be called at any time.
 type Events interface {
-	// Wait blocks until there is at least one event and returns all that are
-	// there. ErrOverrun says that the kernel dropped some: everything must be
-	// read again, and the subscription goes on. ErrClosed follows Close.
-	Wait(ctx context.Context) ([]LinkEvent, error)
-	// Poll is Wait without waiting. The kernel queues the event of a change
-	// before it acknowledges the change, so after Send all of Send's are there.
+	// Wait blocks until Poll has something to say, and takes nothing away. ErrClosed
+	// follows Close; any other error but ctx's says that the subscription is broken.
+	Wait(ctx context.Context) error
+	// Poll returns all events that are there, perhaps none, without waiting. The
+	// kernel queues the event of a change before it acknowledges the change, so
+	// after Send all of Send's are there. ErrOverrun says that the kernel dropped
+	// some: everything must be read again, and the subscription goes on. ErrClosed
+	// follows Close.
 	Poll() ([]LinkEvent, error)
 	Close() error
 }

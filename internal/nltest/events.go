@@ -59,18 +59,27 @@ func (e *events) Poll() ([]nl.LinkEvent, error) {
 	return out, nil
 }
 
-func (e *events) Wait(ctx context.Context) ([]nl.LinkEvent, error) {
+func (e *events) Wait(ctx context.Context) error {
 	for {
-		out, err := e.Poll()
-		if err != nil || len(out) > 0 {
-			return out, err
+		if some, err := e.some(); some || err != nil {
+			return err
 		}
 		select {
 		case <-e.ready:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		}
 	}
+}
+
+// some says whether Poll has something to say.
+func (e *events) some() (bool, error) {
+	e.s.k.mu.Lock()
+	defer e.s.k.mu.Unlock()
+	if e.closed {
+		return false, nl.ErrClosed
+	}
+	return e.overrun || len(e.queue) > 0, nil
 }
 
 func (e *events) Close() error {
