@@ -301,11 +301,18 @@ type Endpoint struct {
 	Addrs []netip.Addr `json:"addrs"` // IPv4 before IPv6; at least one
 	MAC   MAC          `json:"mac"`
 	Gen   Gen          `json:"gen,omitempty"` // highest stamp of its addresses' uses
+	// Names that resolve to it within its network, the container's own first; nil
+	// until the engine has told them. Lower case is not needed: names are compared
+	// without regard to case.
+	Names []string `json:"names,omitempty"`
+	// Unhealthy: the container's health check fails, and its names give no address.
+	Unhealthy bool `json:"unhealthy,omitempty"`
 }
 
 // Equal says whether two endpoints state the same facts.
 func (e Endpoint) Equal(o Endpoint) bool {
-	return e.ID == o.ID && e.MAC == o.MAC && e.Gen == o.Gen && slices.Equal(e.Addrs, o.Addrs)
+	return e.ID == o.ID && e.MAC == o.MAC && e.Gen == o.Gen && slices.Equal(e.Addrs, o.Addrs) &&
+		e.Unhealthy == o.Unhealthy && slices.Equal(e.Names, o.Names)
 }
 
 // OuterName is the name of the end of the endpoint's veth pair that Docker
