@@ -37,8 +37,11 @@ type Store struct {
 	Tenants  map[string][]Prefix                `json:"tenants"`
 	VNIs     map[carrick.VNI]carrick.NetworkID  `json:"vnis"`
 	Networks map[carrick.NetworkID]StoreNetwork `json:"networks"`
-	Asks     []Ask                              `json:"asks,omitempty"`
-	Damaged  []Damage                           `json:"damaged,omitempty"`
+	// Specs has the networks that engines are told of, and whether they are to be
+	// removed.
+	Specs   map[carrick.NetworkID]bool `json:"specs,omitempty"`
+	Asks    []Ask                      `json:"asks,omitempty"`
+	Damaged []Damage                   `json:"damaged,omitempty"`
 }
 
 // Ask is what one host wants of another: an address, or to give one back.

@@ -34,9 +34,25 @@ func (r *run) store(s *Store) {
 	for _, id := range sorted(s.Networks) {
 		r.storeNetwork(s, id, s.Networks[id])
 	}
+	for _, id := range sorted(s.Specs) {
+		key := "v1/spec/" + string(id)
+		if n, ok := s.Networks[id]; !ok || n.Conf == nil {
+			r.at(r.broken(), Leak, id, "", key, deleteKey(key), "what engines are told of a network that is not there")
+		} else if s.Specs[id] {
+			r.at(Transient, NetworkRule, id, "", key, "nothing, if those hosts are on; carrick node rm for one that is gone for good", "being removed, which waits for %s", r.names(sorted(n.Aliases)))
+		}
+	}
 	for _, a := range s.Asks {
 		r.ask(s, a)
 	}
+}
+
+func (r *run) names(hosts []carrick.HostID) string {
+	out := make([]string, 0, len(hosts))
+	for _, h := range hosts {
+		out = append(out, r.name(h))
+	}
+	return strings.Join(out, ", ")
 }
 
 // ask checks a request between two hosts: it is on its way as long as both are

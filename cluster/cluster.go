@@ -80,6 +80,9 @@ type Config struct {
 	// Changed is called when a network's view may differ from the last one. It
 	// must not block.
 	Changed func(carrick.NetworkID)
+	// SpecsChanged is called when Specs may differ from the last ones; nil: nobody
+	// asks. It must not block.
+	SpecsChanged func()
 }
 
 // Cluster is this host's link to the others. It is safe for concurrent use.
@@ -130,8 +133,10 @@ type Cluster struct {
 	writeNum       uint32                           // incarnation that publications carry
 	removing       map[carrick.HostID]removedRecord // every removed host, as last heard
 	conflicts      map[carrick.NetworkID]string     // why a network cannot be published
-	reclaims       map[reclaimKey]*reclaim          // addresses that are asked back for a third host
-	asked          map[string]bool                  // questions to other hosts that somebody here waits for
+	specs          map[carrick.NetworkID]Spec       // as last heard
+	specsOK        bool
+	reclaims       map[reclaimKey]*reclaim // addresses that are asked back for a third host
+	asked          map[string]bool         // questions to other hosts that somebody here waits for
 
 	// pending counts claims under way by block, from before the store is asked until
 	// the journal has it; the zero block stands for loans. What is pending is not
@@ -279,6 +284,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	g.Go(c.onceReady(gctx, c.watchEpoch))
 	g.Go(c.onceReady(gctx, c.watchRemoved))
 	g.Go(c.onceReady(gctx, c.watchAsks))
+	g.Go(c.onceReady(gctx, c.watchSpecs))
 	g.Go(c.onceReady(gctx, c.announceMTU))
 	g.Go(func() error { return c.keepEpoch(gctx) })
 	g.Go(func() error { return c.mindGrace(gctx) })

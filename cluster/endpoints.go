@@ -160,3 +160,27 @@ func (c *Cluster) Network(ctx context.Context, id carrick.NetworkID) (carrick.Ne
 
 // Journal is this host's own memory.
 func (c *Cluster) Journal() *journal.Journal { return c.jr }
+
+// SetNames records what a local endpoint's container is called in its network, and
+// whether its health check fails. The others are told in the background. An unknown
+// endpoint is not an error: it has gone meanwhile, or is another driver's.
+func (c *Cluster) SetNames(id carrick.EndpointID, names []string, unhealthy bool) error {
+	old, err := c.jr.Endpoint(id)
+	if err != nil || old.Unhealthy == unhealthy && slices.Equal(old.Names, names) {
+		return nil
+	}
+	err = c.jr.Update(func(tx *journal.Tx) error {
+		e, ok := tx.Endpoint(id)
+		if ok {
+			e.Names, e.Unhealthy = slices.Clone(names), unhealthy
+			tx.PutEndpoint(e)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("names of endpoint %s: %w", id.Short(), err)
+	}
+	c.PublishLater(old.Network)
+	c.changed(old.Network)
+	return nil
+}

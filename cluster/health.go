@@ -64,3 +64,7 @@ func (c *Cluster) Health() Health {
 	}
 	return h
 }
+
+// StoreAway says whether the store did not answer when it was last asked, or is being
+// recovered: what changes the cluster's networks has no chance now.
+func (c *Cluster) StoreAway() bool { return !c.mayChange() }

@@ -25,7 +25,7 @@ func Inspect(ctx context.Context, s kvstore.Store) (*check.Store, error) {
 			Hosts: map[carrick.HostID]carrick.Host{}, Alive: map[carrick.HostID]bool{}, Removed: map[carrick.HostID]bool{},
 			Names: map[string]carrick.HostID{}, VTEPs: map[netip.Addr]carrick.HostID{},
 			Tenants: map[string][]check.Prefix{}, VNIs: map[carrick.VNI]carrick.NetworkID{},
-			Networks: map[carrick.NetworkID]check.StoreNetwork{},
+			Networks: map[carrick.NetworkID]check.StoreNetwork{}, Specs: map[carrick.NetworkID]bool{},
 		},
 		recoveries: map[carrick.HostID]recoveryRecord{},
 	}
@@ -122,6 +122,15 @@ func (in *inspection) add(e kvstore.Entry) error {
 		}
 		if err == nil {
 			in.out.VNIs[carrick.VNI(n)] = r.Network
+		}
+		return err
+	case "spec":
+		r, err := decode[specRecord](e.Key, e.Value)
+		if err == nil && keySpec(r.Network.ID) != e.Key {
+			err = misplaced(e.Key)
+		}
+		if err == nil {
+			in.out.Specs[r.Network.ID] = r.Removal != nil
 		}
 		return err
 	case "ask":

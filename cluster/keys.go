@@ -23,6 +23,8 @@ import (
 //	v1/tenant/TENANT              the tenant's address space: prefix -> network. One record, since
 //	                              only one record can see two hosts claim overlapping prefixes at once
 //	v1/vni/N                      which network has a VNI
+//	v1/spec/ID                    what engines are told of a network, and whether it is being removed
+//	v1/spec                       nothing, as v1/removed
 //	v1/net/ID/conf                the network's configuration
 //	v1/net/ID/members             rewritten whenever an alias comes or goes: orders joins and removals
 //	v1/net/ID/alias/HOST          the host's Docker networks that stand for it
@@ -37,6 +39,7 @@ const (
 	prefixAsks     = layout + "ask/"
 	prefixHosts    = layout + "host/"
 	prefixNodes    = layout + "node/"
+	prefixSpecs    = layout + "spec/"
 	prefixNets     = layout + "net/"
 )
 
@@ -55,6 +58,8 @@ func partiesOfAsk(key string) (owner, requester carrick.HostID, ok bool) {
 	o, r, ok2 := strings.Cut(s, "/")
 	return carrick.HostID(o), carrick.HostID(r), ok && ok2 && carrick.ValidID(o) && carrick.ValidID(r)
 }
+
+func keySpec(id carrick.NetworkID) string { return prefixSpecs + string(id) }
 
 func keyHost(id carrick.HostID) string { return prefixHosts + string(id) }
 func keyNode(id carrick.HostID) string { return prefixNodes + string(id) }

@@ -44,9 +44,23 @@ const createTries = 20
 
 // CreateNetwork makes the network, or joins it if the tenant already has exactly
 // this prefix, and gives this host an alias of it: one transaction in the store,
-// then the journal. Errors: [ErrOverlap], [ErrVNITaken], [ErrMismatch],
-// [ErrAliased], [ErrUnknownNetwork] (Want.Network), or the store's.
+// then the journal. One that is on its way out is waited for until a second before
+// ctx ends. Errors: [ErrOverlap], [ErrVNITaken], [ErrMismatch], [ErrAliased],
+// [ErrRemoving], [ErrUnknownNetwork] (Want.Network), or the store's.
 func (c *Cluster) CreateNetwork(ctx context.Context, w Want) (n carrick.Network, joined bool, err error) {
+	for attempt := 0; ; attempt++ {
+		n, joined, err = c.createNetwork(ctx, w)
+		end, limited := ctx.Deadline()
+		if !errors.Is(err, ErrRemoving) || w.Network != "" || !limited || time.Until(end) < time.Second {
+			return n, joined, err
+		}
+		if backoff(ctx, attempt, 200*time.Millisecond) != nil {
+			return n, joined, err
+		}
+	}
+}
+
+func (c *Cluster) createNetwork(ctx context.Context, w Want) (n carrick.Network, joined bool, err error) {
 	if err := c.creating.Acquire(ctx, 1); err != nil {
 		return carrick.Network{}, false, fmt.Errorf("create network: wait for an earlier one to be cleared away: %w", err)
 	}
@@ -155,6 +169,9 @@ func (c *Cluster) buildJoin(ctx context.Context, t *kvstore.Txn, id carrick.Netw
 	if confVer == 0 || membersVer == 0 {
 		// Removed since the tenant's record was read.
 		return carrick.Network{}, &kvstore.ConflictError{Keys: []string{keyConf(id)}}
+	}
+	if err := c.notRemoving(ctx, t, id); err != nil {
+		return carrick.Network{}, err
 	}
 	if err := w.agrees(conf.Network); err != nil {
 		return carrick.Network{}, err

@@ -379,6 +379,10 @@ func (c *Cluster) sweepStale(ctx context.Context, r epochRecord, version kvstore
 			if n, err := decode[vniRecord](e.Key, e.Value); err != nil || !used[n.Network] {
 				keys = append(keys, e)
 			}
+		case strings.HasPrefix(e.Key, prefixSpecs):
+			if s, err := decode[specRecord](e.Key, e.Value); err != nil || !used[s.Network.ID] {
+				keys = append(keys, e)
+			}
 		case strings.HasPrefix(e.Key, prefixAsks):
 			keys = append(keys, e) // whoever still wants something asks again
 		case strings.HasPrefix(e.Key, keyTenant("")):

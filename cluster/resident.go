@@ -18,12 +18,12 @@ func resident(prefix string) string { return strings.TrimSuffix(prefix, "/") }
 
 // residents are those of the prefixes that this host watches.
 func (c *Cluster) residents() []string {
-	return []string{resident(prefixRemoved), resident(prefixAsksOf(c.self))}
+	return []string{resident(prefixRemoved), resident(prefixSpecs), resident(prefixAsksOf(c.self))}
 }
 
 func isResident(key string) bool {
 	owner, ask := strings.CutPrefix(key, prefixAsks)
-	return key == resident(prefixRemoved) || ask && carrick.ValidID(owner)
+	return key == resident(prefixRemoved) || key == resident(prefixSpecs) || ask && carrick.ValidID(owner)
 }
 
 // residentRecord says nothing.

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -113,6 +114,15 @@ func (c *Cluster) dropNetwork(ctx context.Context, t *kvstore.Txn, n carrick.Net
 	}
 	if v != 0 && owner.Network == n.ID {
 		t.Version(keyVNI(n.VNI), v).Delete(keyVNI(n.VNI))
+	}
+	_, spec, err := get[specRecord](ctx, c, keySpec(n.ID))
+	switch {
+	case errors.Is(err, ErrRecord): // whatever it says, it ends with the network
+		t.Delete(keySpec(n.ID))
+	case err != nil:
+		return err
+	case spec != 0:
+		t.Version(keySpec(n.ID), spec).Delete(keySpec(n.ID))
 	}
 	t.DeletePrefix(prefixNet(n.ID))
 	return encErr

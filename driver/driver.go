@@ -45,12 +45,16 @@ type Reservations interface {
 	Done(ipam.Reservation)
 }
 
-// Config is what a Driver needs; all fields are required.
+// Config is what a Driver needs; all fields but Own are required.
 type Config struct {
 	Cluster  *cluster.Cluster
 	Pools    Reservations
 	Realizer Realizer
 	Log      *slog.Logger
+	// Own says whether an engine's network is being removed by this agent, and not by a
+	// user, whose wish is every host's. nil: nobody takes networks away elsewhere, and
+	// a removal is this host's alone.
+	Own func(carrick.DockerNetworkID) bool
 }
 
 // Limits of waiting inside a call.
@@ -170,12 +174,17 @@ func (d *Driver) checkMTU(w cluster.Want, data []dockerapi.PoolData) error {
 	return fmt.Errorf("IPv6 needs an MTU of %d bytes or more (RFC 8200) and this host's network device leaves %d of its %d to containers: use a device with a larger MTU (--advertise), or leave out --ipv6", carrick.MinMTU6, mtu, self.MTU)
 }
 
-// DeleteNetwork drops the alias. Docker forgets the network whatever is
-// answered, so what the store cannot be told now is told later.
+// DeleteNetwork drops the alias and, if a user removed the network, has it removed
+// everywhere. Docker forgets the network whatever is answered, so what the store
+// cannot be told now is told later.
 func (d *Driver) DeleteNetwork(ctx context.Context, id carrick.DockerNetworkID) error {
 	cctx, cancel := context.WithTimeout(ctx, storeLimit)
 	defer cancel()
-	if err := d.cfg.Cluster.DropAlias(cctx, id); err != nil {
+	remove := d.cfg.Cluster.DropAlias
+	if d.cfg.Own != nil && !d.cfg.Own(id) {
+		remove = d.cfg.Cluster.RemoveNetwork
+	}
+	if err := remove(cctx, id); err != nil {
 		return err
 	}
 	d.cfg.Log.Info("network left", "docker", id.Short())

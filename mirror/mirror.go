@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster"
 	"github.com/carrick-net/carrick/cluster/journal"
 )
 
@@ -18,6 +19,14 @@ type Facts interface {
 	DropAlias(ctx context.Context, id carrick.DockerNetworkID) error
 	RemoveEndpoint(id carrick.EndpointID) error
 	ReleaseUnbound(id carrick.NetworkID, a netip.Addr) error
+	SetNames(id carrick.EndpointID, names []string, unhealthy bool) error
+
+	Specs() ([]cluster.Spec, bool)
+	Describe(ctx context.Context, id carrick.NetworkID, s cluster.Spec) error
+	KeepNetwork(ctx context.Context, id carrick.NetworkID, why string) error
+	HostName(id carrick.HostID) string
+	// StoreAway says whether the store is known not to answer, or is being recovered.
+	StoreAway() bool
 }
 
 // Docker is what a Mirror asks of an engine. [Engine] is the real one.
@@ -28,9 +37,15 @@ type Docker interface {
 	Containers(ctx context.Context) (map[carrick.EndpointID]Container, error)
 	// HasEndpoint says whether one of the engine's networks has an endpoint.
 	HasEndpoint(ctx context.Context, id carrick.DockerNetworkID, ep carrick.EndpointID) (bool, error)
-	// Events calls fn after a network came or went, until ctx ends or the engine
-	// does; the error says why.
-	Events(ctx context.Context, fn func()) error
+	// Events calls fn with what happens, until ctx ends or the engine does; the error
+	// says why.
+	Events(ctx context.Context, fn func(Event)) error
+	// CreateNetwork makes a Docker network. Error: [ErrTaken].
+	CreateNetwork(ctx context.Context, w NetworkWanted) (carrick.DockerNetworkID, error)
+	// RemoveNetwork removes one; that it is gone is not an error. Error: [ErrInUse].
+	RemoveNetwork(ctx context.Context, id carrick.DockerNetworkID) error
+	// Attachments returns a running container's places in networks.
+	Attachments(ctx context.Context, container string) ([]Attachment, error)
 }
 
 var _ Docker = (*Engine)(nil)
@@ -48,6 +63,10 @@ type Config struct {
 	Engine Docker
 	Facts  Facts
 	Log    *slog.Logger
+	// Driver returns the name that the engine has for this agent, as a driver of
+	// networks; nil: the engine's networks and names are looked at, and none is made
+	// or removed.
+	Driver func(context.Context) (string, error)
 	// Witness is asked about endpoints of a network that the engine does not know,
 	// and about those whose container never came up. nil: they stay.
 	Witness Witness
@@ -62,12 +81,16 @@ type Config struct {
 	// each of Leave, DeleteEndpoint and ReleaseAddress): a late ReleaseAddress must
 	// not meet the address's next holder.
 	Orphaned time.Duration
+	// Retry is how soon what the engine refused is tried again; 0 = 5 s.
+	Retry time.Duration
 }
 
 // Mirror compares the engine with the journal.
 type Mirror struct {
-	cfg  Config
-	kick chan struct{}
+	cfg          Config
+	kick         chan struct{}
+	kickNetworks chan struct{}
+	names        *names
 
 	// Since when something is as it should not stay. Run's goroutine alone uses
 	// them.
@@ -78,9 +101,12 @@ type Mirror struct {
 	// told has the aliases that a warning was logged about.
 	told map[carrick.DockerNetworkID]bool
 
-	mu   sync.Mutex
-	err  error     // of the last look; guarded by mu
-	seen time.Time // of the last good look; guarded by mu
+	mu         sync.Mutex
+	err        error                            // of the last look; guarded by mu
+	seen       time.Time                        // of the last good look; guarded by mu
+	removing   map[carrick.DockerNetworkID]bool // by us; guarded by mu
+	problems   map[carrick.NetworkID]string     // guarded by mu
+	driverName string                           // "": not asked yet; guarded by mu
 }
 
 // New returns a Mirror that does nothing until Run.
@@ -94,7 +120,15 @@ func New(cfg Config) *Mirror {
 	if cfg.Orphaned == 0 {
 		cfg.Orphaned = 2 * time.Minute
 	}
-	return &Mirror{cfg: cfg, kick: make(chan struct{}, 1), told: map[carrick.DockerNetworkID]bool{}}
+	if cfg.Retry == 0 {
+		cfg.Retry = retryEvery
+	}
+	m := &Mirror{
+		cfg: cfg, kick: make(chan struct{}, 1), kickNetworks: make(chan struct{}, 1),
+		told: map[carrick.DockerNetworkID]bool{}, removing: map[carrick.DockerNetworkID]bool{},
+	}
+	m.names = newNames(m)
+	return m
 }
 
 func (m *Mirror) String() string { return "mirror" }
@@ -118,14 +152,18 @@ func (m *Mirror) Health() (time.Time, error) {
 // ends. An engine that is away is waited for; the store is not: what the engine
 // forgot is in the journal.
 func (m *Mirror) Run(ctx context.Context) error {
-	var listening sync.WaitGroup
-	listening.Go(func() { m.listen(ctx) })
-	defer listening.Wait()
+	var others, asking sync.WaitGroup
+	defer asking.Wait()
+	defer others.Wait()
+	others.Go(func() { m.listen(ctx, &asking) })
+	if m.cfg.Driver != nil {
+		others.Go(func() { m.keepNetworks(ctx) })
+	}
 	every := time.NewTicker(m.cfg.Every)
 	defer every.Stop()
 	for {
 		var again <-chan time.Time
-		if m.look(ctx) {
+		if m.look(ctx, &asking) {
 			again = time.After(m.cfg.Patience + m.cfg.Patience/10)
 		}
 		select {
@@ -140,22 +178,31 @@ func (m *Mirror) Run(ctx context.Context) error {
 
 // listen turns the engine's events into looks. The stream breaks whenever the
 // engine restarts.
-func (m *Mirror) listen(ctx context.Context) {
+func (m *Mirror) listen(ctx context.Context, asking *sync.WaitGroup) {
 	for ctx.Err() == nil {
-		err := m.cfg.Engine.Events(ctx, m.Look)
+		err := m.cfg.Engine.Events(ctx, func(e Event) {
+			if e.Container != "" {
+				m.names.happened(ctx, asking, e.Container)
+				return
+			}
+			m.Look()
+			m.networksSoon()
+		})
 		m.cfg.Log.Debug("engine's events interrupted", "err", err)
 		t := time.NewTimer(time.Second)
 		select {
 		case <-ctx.Done():
 		case <-t.C:
 			m.Look()
+			m.networksSoon()
 		}
 		t.Stop()
 	}
 }
 
 // look compares once, and returns whether something is on its way out.
-func (m *Mirror) look(ctx context.Context) (again bool) {
+func (m *Mirror) look(ctx context.Context, asking *sync.WaitGroup) (again bool) {
+	outer := ctx
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	networks, err := m.cfg.Engine.Networks(ctx)
@@ -174,6 +221,8 @@ func (m *Mirror) look(ctx context.Context) (again bool) {
 	containers, err := m.cfg.Engine.Containers(ctx)
 	if err != nil {
 		m.cfg.Log.Debug("endpoints not compared", "err", err)
+	} else {
+		m.names.compare(outer, asking, containers)
 	}
 	m.aliases.begin()
 	m.unused.begin()

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster"
 	"github.com/carrick-net/carrick/cluster/journal"
 	"github.com/carrick-net/carrick/mirror"
 )
@@ -151,6 +152,23 @@ func (f *facts) ReleaseUnbound(id carrick.NetworkID, a netip.Addr) error {
 	return f.jr.Update(func(tx *journal.Tx) error { tx.Release(id, a, time.Now()); return nil })
 }
 
+func (f *facts) SetNames(id carrick.EndpointID, names []string, unhealthy bool) error {
+	return f.jr.Update(func(tx *journal.Tx) error {
+		e, ok := tx.Endpoint(id)
+		if ok {
+			e.Names, e.Unhealthy = names, unhealthy
+			tx.PutEndpoint(e)
+		}
+		return nil
+	})
+}
+
+func (f *facts) Specs() ([]cluster.Spec, bool)                                   { return nil, false }
+func (f *facts) Describe(context.Context, carrick.NetworkID, cluster.Spec) error { return nil }
+func (f *facts) KeepNetwork(context.Context, carrick.NetworkID, string) error    { return nil }
+func (f *facts) HostName(id carrick.HostID) string                               { return string(id) }
+func (f *facts) StoreAway() bool                                                 { return false }
+
 func (f *facts) name(id carrick.DockerNetworkID) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -275,7 +293,7 @@ func TestEndpointsTheEngineForgot(t *testing.T) {
 	put("coming", false)
 	put(carrick.EndpointID(slow), true)
 	put("gone", true, addr)
-	fake.events <- `{"Type":"network","Action":"disconnect","Actor":{"ID":"` + string(alias1) + `"}}` + "\n"
+	fake.events <- `{"Type":"network","Action":"create","Actor":{"ID":"` + string(alias1) + `"}}` + "\n"
 	has := func(id carrick.EndpointID) bool { _, err := f.jr.Endpoint(id); return err == nil }
 	eventually(t, "the lost endpoint is withdrawn", func() bool { return !has("gone") })
 	eventually(t, "its address is released", func() bool { return f.jr.Leases(net1)[addr].Released > 0 })

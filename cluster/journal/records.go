@@ -62,6 +62,9 @@ type Endpoint struct {
 	Joined bool `json:"joined,omitempty"`
 	// Fenced: its addresses may be another host's by now, and its port is down.
 	Fenced bool `json:"fenced,omitempty"`
+	// Sandbox is the container's network namespace as Join named it: a path that the
+	// engine keeps while the container runs. "": not joined yet, or by an older agent.
+	Sandbox string `json:"sandbox,omitempty"`
 }
 
 // Host is another host that this one has heard of.
@@ -218,5 +221,6 @@ func (n Network) clone() Network {
 
 func (e Endpoint) clone() Endpoint {
 	e.Addrs = slices.Clone(e.Addrs)
+	e.Names = slices.Clone(e.Names)
 	return e
 }

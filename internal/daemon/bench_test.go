@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net/netip"
 	"testing"
@@ -124,12 +123,6 @@ func (e *fakeEngine) Containers(context.Context) (map[carrick.EndpointID]mirror.
 	}
 	return out, e.err
 }
-
-func (e *fakeEngine) HasEndpoint(context.Context, carrick.DockerNetworkID, carrick.EndpointID) (bool, error) {
-	return false, errors.ErrUnsupported
-}
-
-func (e *fakeEngine) Events(context.Context, func()) error { return errors.ErrUnsupported }
 
 // show is ipam show of one network.
 func (h *host) show(ref string) status.IPAM {

@@ -45,7 +45,8 @@ type underlay interface {
 
 // engine is this host's Docker engine.
 type engine interface {
-	mirror.Docker
+	Networks(ctx context.Context) (map[carrick.DockerNetworkID]mirror.Network, error)
+	Containers(ctx context.Context) (map[carrick.EndpointID]mirror.Container, error)
 	fmt.Stringer
 }
 

@@ -129,20 +129,32 @@ func (h *Host) launch(name string, vtep netip.Addr) (*agent, error) {
 	}
 	log = log.With("host", name)
 	a.cache = snapshot.Open(h.Dir, log)
+	var m *mirror.Mirror
 	a.cluster = cluster.New(cluster.Config{
 		Store: store, Journal: a.jr, Cache: a.cache, Name: name, VTEP: vtep, MTU: h.opts.MTU, Version: "sim", Machine: "machine-" + h.Name, Boot: boot,
 		Rest: h.opts.Rest, Grace: h.opts.Grace, Uptime: func() time.Duration { return time.Since(booted) },
-		Log: log, Changed: h.noteChange,
+		Log: log, Changed: h.noteChange, SpecsChanged: h.lookAtEngine,
 	})
-	var m *mirror.Mirror
 	if h.opts.Whole {
-		m = mirror.New(mirror.Config{Engine: eye{h}, Facts: a.cluster, Log: log, Witness: eye{h}})
+		cfg := mirror.Config{Engine: eye{h}, Facts: a.cluster, Log: log, Witness: eye{h}}
+		if h.opts.Everywhere {
+			cfg.Driver = func(context.Context) (string, error) { return "carrick", nil }
+			cfg.Patience, cfg.Every, cfg.Retry = time.Second, 200*time.Millisecond, 100*time.Millisecond
+		}
+		m = mirror.New(cfg)
+		h.mu.Lock()
+		h.mirror = m
+		h.mu.Unlock()
 	}
 	a.ipam = ipam.New(ipam.Config{
 		Cluster: a.cluster, Defaults: []ipam.DefaultPool{{Base: prefix("10.128.0.0/9"), Size: 16}, {Base: prefix("fd88:93b9:19b6::/48"), Size: 64}},
 		HostPrefixes: func(context.Context) ([]netip.Prefix, error) { return HostPrefixes(), nil }, Log: log,
 	})
-	a.driver = driver.New(driver.Config{Cluster: a.cluster, Pools: a.ipam, Realizer: h, Log: log})
+	dcfg := driver.Config{Cluster: a.cluster, Pools: a.ipam, Realizer: h, Log: log}
+	if h.opts.Everywhere {
+		dcfg.Own = m.Removing
+	}
+	a.driver = driver.New(dcfg)
 	h.mu.Lock()
 	h.agent, h.Cluster, h.IPAM, h.Driver = a, a.cluster, a.ipam, a.driver
 	h.mu.Unlock()

@@ -237,3 +237,15 @@ func (h *Host) On() bool {
 	defer h.mu.Unlock()
 	return !h.off
 }
+
+// WipeEngine has the engine lose its data: it knows no network and no container, and
+// tells nobody.
+func (h *Host) WipeEngine() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.life++
+	clear(h.networks)
+	clear(h.stored)
+	clear(h.live)
+	clear(h.boxes)
+}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/dockerapi"
+	"github.com/carrick-net/carrick/mirror"
 )
 
 // Errors of the engine itself.
@@ -27,6 +28,9 @@ var (
 type Network struct {
 	Name string
 	ID   carrick.DockerNetworkID
+	// Labels, Opts, IPAMOpts and Attachable are as the user, or a mirror, said.
+	Labels, Opts, IPAMOpts map[string]string
+	Attachable             bool
 	// PoolID, Subnet and Gateway are of the IPv4 pool, those with a 6 of the IPv6
 	// pool; zero: none.
 	PoolID, PoolID6   string
@@ -116,9 +120,12 @@ type Create struct {
 	Aux      map[string]string // of both families
 	IPAMOpts map[string]string
 	Opts     map[string]string
+	Labels   map[string]string
 	Internal bool
-	IPv6     bool // --ipv6
-	NoIPv4   bool // --ipv4=false, engines from 28 on
+	// Attachable is of no meaning to an engine without a swarm.
+	Attachable bool
+	IPv6       bool // --ipv6
+	NoIPv4     bool // --ipv4=false, engines from 28 on
 	// The second --subnet, --ip-range and --gateway; engines ignore them without
 	// --ipv6.
 	Subnet6, Range6, Gateway6 string
@@ -154,7 +161,11 @@ func (c Create) subnets() (four, six []subnet) {
 // then the network. Failures are undone as dockerd undoes them.
 func (h *Host) NetworkCreate(name string, c Create) (*Network, error) {
 	life := h.now()
-	n := &Network{Name: name, ID: carrick.DockerNetworkID(hexID())}
+	n := &Network{Name: name, ID: carrick.DockerNetworkID(hexID()), Labels: c.Labels, Opts: c.Opts, IPAMOpts: c.IPAMOpts, Attachable: c.Attachable}
+	if h.opts.Everywhere && !h.takeName(name) {
+		return nil, fmt.Errorf("network %s: %w", name, mirror.ErrTaken)
+	}
+	defer h.releaseName(name)
 	four, six := c.subnets()
 	for i, s := range slices.Concat(four, six) {
 		if err := h.requestPool(life, n, c, s, i >= len(four)); err != nil {
@@ -181,6 +192,26 @@ func (h *Host) NetworkCreate(name string, c Create) (*Network, error) {
 	h.networks[name] = n
 	h.mu.Unlock()
 	return n, nil
+}
+
+// takeName holds a name while its network is made; false: it is another's.
+func (h *Host) takeName(name string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.networks[name] != nil || h.naming[name] {
+		return false
+	}
+	if h.naming == nil {
+		h.naming = map[string]bool{}
+	}
+	h.naming[name] = true
+	return true
+}
+
+func (h *Host) releaseName(name string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.naming, name)
 }
 
 // requestPool asks for a pool and its reserved addresses. What was given is among
@@ -261,6 +292,10 @@ func (h *Host) MustCreate(name string, c Create) *Network {
 func (h *Host) NetworkRm(name string) error {
 	h.mu.Lock()
 	n, life := h.networks[name], h.life
+	if n == nil {
+		h.mu.Unlock()
+		return nil
+	}
 	for _, c := range h.stored {
 		if c.Network == n {
 			h.mu.Unlock()

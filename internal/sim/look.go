@@ -2,6 +2,8 @@ package sim
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -30,7 +32,7 @@ func (e eye) Networks(context.Context) (map[carrick.DockerNetworkID]mirror.Netwo
 	}
 	out := map[carrick.DockerNetworkID]mirror.Network{}
 	for _, n := range e.h.networks {
-		out[n.ID] = mirror.Network{Name: n.Name, Driver: "carrick"}
+		out[n.ID] = mirror.Network{Name: n.Name, Driver: "carrick", Labels: n.Labels, Options: n.Opts, IPAM: n.IPAMOpts, Attachable: n.Attachable}
 	}
 	return out, nil
 }
@@ -58,9 +60,77 @@ func (e eye) HasEndpoint(_ context.Context, id carrick.DockerNetworkID, ep carri
 	return ok && c.Network.ID == id, nil
 }
 
-func (e eye) Events(ctx context.Context, _ func()) error {
+func (e eye) Events(ctx context.Context, _ func(mirror.Event)) error {
 	<-ctx.Done()
 	return ctx.Err()
+}
+
+func (e eye) CreateNetwork(_ context.Context, w mirror.NetworkWanted) (carrick.DockerNetworkID, error) {
+	c := Create{Labels: w.Labels, Opts: w.Options, IPAMOpts: w.IPAM, Internal: w.Internal, Attachable: w.Attachable, NoIPv4: w.NoIPv4, IPv6: w.WithIPv6}
+	text := func(p netip.Prefix) string {
+		if !p.IsValid() {
+			return ""
+		}
+		return p.String()
+	}
+	for _, p := range w.Pools {
+		gateway := ""
+		if p.Gateway.IsValid() {
+			gateway = p.Gateway.String()
+		}
+		if p.Prefix.Addr().Is4() {
+			c.Subnet, c.Range, c.Gateway = text(p.Prefix), text(p.Range), gateway
+		} else {
+			c.Subnet6, c.Range6, c.Gateway6 = text(p.Prefix), text(p.Range), gateway
+		}
+		for name, a := range p.Aux {
+			if c.Aux == nil {
+				c.Aux = map[string]string{}
+			}
+			c.Aux[name] = a.String()
+		}
+	}
+	n, err := e.h.NetworkCreate(w.Name, c)
+	if err != nil {
+		return "", err
+	}
+	return n.ID, nil
+}
+
+func (e eye) RemoveNetwork(_ context.Context, id carrick.DockerNetworkID) error {
+	for name, n := range e.h.Networks() {
+		if n.ID != id {
+			continue
+		}
+		err := e.h.NetworkRm(name)
+		if errors.Is(err, ErrActive) {
+			return fmt.Errorf("%w: %w", mirror.ErrInUse, err)
+		}
+		return err
+	}
+	return nil
+}
+
+func (e eye) Attachments(_ context.Context, container string) ([]mirror.Attachment, error) {
+	e.h.mu.Lock()
+	defer e.h.mu.Unlock()
+	var out []mirror.Attachment
+	for id, c := range e.h.live {
+		if c.name == container {
+			out = append(out, mirror.Attachment{Endpoint: id, Names: []string{c.name}})
+		}
+	}
+	return out, nil
+}
+
+// lookAtEngine tells the mirror that the cluster's networks changed.
+func (h *Host) lookAtEngine() {
+	h.mu.Lock()
+	m := h.mirror
+	h.mu.Unlock()
+	if m != nil {
+		m.SpecsChanged()
+	}
 }
 
 func (e eye) InUse(_ context.Context, _ carrick.NetworkID, ep carrick.EndpointID) (bool, error) {

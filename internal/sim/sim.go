@@ -25,6 +25,7 @@ import (
 	"github.com/carrick-net/carrick/ipam"
 	"github.com/carrick-net/carrick/kvstore"
 	"github.com/carrick-net/carrick/kvstore/memory"
+	"github.com/carrick-net/carrick/mirror"
 )
 
 // Patience bounds every wait of a simulation; it is no measure of anything.
@@ -39,6 +40,9 @@ type Options struct {
 	// Whole: the agent looks at its engine, collects what that forgot, and follows
 	// the networks it has endpoints in, as the real one does.
 	Whole bool
+	// Everywhere: a network that is made on any host is made on this one, and removed
+	// with it; it needs Whole.
+	Everywhere bool
 	// Rest and Grace are the cluster's; 0: its defaults.
 	Rest, Grace time.Duration
 	// Log of the agent; nil: warnings go to the test's.
@@ -82,6 +86,8 @@ type Host struct {
 	boxes    map[string]*Box
 	nextFail error // of the next Realize
 	below    Below
+	naming   map[string]bool // names of networks that are being made
+	mirror   *mirror.Mirror  // nil: nobody looks at the engine
 }
 
 // NewHost makes and starts host number n (1 to 254), whose VTEP is 192.0.2.n.

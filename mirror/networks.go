@@ -1,0 +1,360 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/cluster"
+	"github.com/carrick-net/carrick/cluster/journal"
+)
+
+// OptionNetwork is the option, of -o and of --ipam-opt, that says which of the
+// cluster's networks a Docker network is. Engines' lists have it where mirror made
+// the network, and it is no part of what a user said.
+const OptionNetwork = "carrick.network"
+
+// optionTenant is the --ipam-opt for a tenant.
+const optionTenant = "tenant"
+
+// Options that say again what the families of the pools say.
+var familyOptions = []string{"com.docker.network.enable_ipv4", "com.docker.network.enable_ipv6"}
+
+// atOnce bounds how many networks are made, removed or made known at the same time:
+// enough for many that come at once, few enough for an engine that also starts
+// containers.
+const atOnce = 8
+
+// retryEvery is how often what an engine refused is tried again without a reason.
+const retryEvery = 5 * time.Second
+
+// Removing says whether mirror itself is having an engine's network removed, so that
+// the driver's DeleteNetwork is not a user's wish.
+func (m *Mirror) Removing(id carrick.DockerNetworkID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.removing[id]
+}
+
+// Problems says what keeps this host's engine from having the cluster's networks, in
+// words for an operator.
+func (m *Mirror) Problems() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Values(m.problems))
+}
+
+// networksSoon asks for a look at which networks the engine lacks. It never blocks.
+func (m *Mirror) networksSoon() {
+	select {
+	case m.kickNetworks <- struct{}{}:
+	default:
+	}
+}
+
+// SpecsChanged tells that the cluster's networks may have changed. It never blocks.
+func (m *Mirror) SpecsChanged() { m.networksSoon() }
+
+// keepNetworks has the engine hold the cluster's networks, until ctx ends.
+func (m *Mirror) keepNetworks(ctx context.Context) {
+	every := time.NewTicker(m.cfg.Every)
+	defer every.Stop()
+	for {
+		var again <-chan time.Time
+		if m.compareNetworks(ctx) {
+			again = time.After(m.cfg.Retry)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.kickNetworks:
+		case <-every.C:
+		case <-again:
+		}
+	}
+}
+
+// task is something to do about one network of the cluster.
+type task struct {
+	network carrick.NetworkID
+	do      func(ctx context.Context) (problem string)
+}
+
+// compareNetworks compares once, and says whether something has to be tried again.
+func (m *Mirror) compareNetworks(ctx context.Context) (again bool) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	specs, ok := m.cfg.Facts.Specs()
+	if !ok {
+		return false // a look follows when they are heard
+	}
+	networks, err := m.cfg.Engine.Networks(ctx)
+	if err != nil {
+		m.cfg.Log.Debug("networks not compared", "err", err)
+		return true
+	}
+	problems := map[carrick.NetworkID]string{}
+	tasks := m.tasks(specs, networks, problems)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(atOnce)
+	said := make([]string, len(tasks))
+	for i, t := range tasks {
+		g.Go(func() error {
+			said[i] = t.do(gctx)
+			return nil
+		})
+	}
+	_ = g.Wait() // tasks have no errors
+	for i, t := range tasks {
+		if said[i] != "" {
+			problems[t.network] = said[i]
+		}
+	}
+	m.mu.Lock()
+	old := m.problems
+	m.problems = problems
+	m.mu.Unlock()
+	for id, p := range problems {
+		if old[id] != p {
+			m.cfg.Log.Warn(p, "network", id)
+		}
+	}
+	return len(problems) > 0
+}
+
+// tasks says what is to be done, and notes what cannot be.
+func (m *Mirror) tasks(specs []cluster.Spec, networks map[carrick.DockerNetworkID]Network, problems map[carrick.NetworkID]string) []task {
+	names := map[string]carrick.DockerNetworkID{}
+	for id, n := range networks {
+		names[n.Name] = id
+	}
+	known := map[carrick.NetworkID]cluster.Spec{}
+	holder := map[string]cluster.Spec{} // of a name: the first
+	for _, s := range specs {
+		known[s.Network.ID] = s
+		if _, taken := holder[s.Name]; !taken && s.Name != "" && s.Removal == nil {
+			holder[s.Name] = s
+		}
+	}
+	here := map[carrick.NetworkID]journal.Network{}
+	mine := map[carrick.DockerNetworkID]carrick.NetworkID{}
+	for _, n := range m.cfg.Facts.Journal().Networks() {
+		here[n.Conf.ID] = n
+		for _, a := range n.Aliases {
+			mine[a.Docker] = n.Conf.ID
+		}
+	}
+	var out []task
+	for id, n := range here {
+		if n.Leaving {
+			continue
+		}
+		for _, a := range n.Aliases {
+			at, listed := networks[a.Docker]
+			s, described := known[id]
+			switch {
+			case described && s.Removal != nil:
+				out = append(out, task{id, func(ctx context.Context) string { return m.takeAway(ctx, s, a, listed) }})
+			case !listed:
+				// Its create may not have ended; or the engine lost it, which the other look minds.
+			case !described:
+				out = append(out, task{id, func(ctx context.Context) string { return m.describe(ctx, n.Conf, at) }})
+			case s.Name == at.Name && holder[at.Name].Network.ID != id:
+				out = append(out, task{id, func(ctx context.Context) string { return m.giveWay(ctx, s, holder[at.Name], a) }})
+			}
+		}
+	}
+	for _, s := range specs {
+		id := s.Network.ID
+		_, present := here[id]
+		if present || s.Removal != nil || s.Name == "" || holder[s.Name].Network.ID != id {
+			continue
+		}
+		taken, ok := names[s.Name]
+		switch {
+		case !ok:
+			out = append(out, task{id, func(ctx context.Context) string { return m.create(ctx, s) }})
+		case mine[taken] != "":
+			// One of ours, which gives way or stays in its own right; that is said there.
+			if _, described := known[mine[taken]]; described && known[mine[taken]].Name != s.Name {
+				problems[id] = fmt.Sprintf("network %s (%s) is not on this host: network %s has that name here: remove one of the two", s.Name, s.Network.Subnets(), mine[taken])
+			}
+		default:
+			problems[id] = fmt.Sprintf("network %s (%s) is not on this host: a network of driver %s has the name: remove that (docker network rm %s), or create the other under another name",
+				s.Name, s.Network.Subnets(), networks[taken].Driver, taken.Short())
+		}
+	}
+	return out
+}
+
+// describe makes a network of this host known to the others.
+func (m *Mirror) describe(ctx context.Context, n carrick.Network, at Network) string {
+	s := cluster.Spec{Name: at.Name, Labels: at.Labels, Options: maps.Clone(at.Options), IPAM: maps.Clone(at.IPAM), Attachable: at.Attachable}
+	for _, opts := range []map[string]string{s.Options, s.IPAM} {
+		delete(opts, OptionNetwork)
+		for _, k := range familyOptions {
+			delete(opts, k)
+		}
+	}
+	if err := m.cfg.Facts.Describe(ctx, n.ID, s); err != nil {
+		m.cfg.Log.Debug("network not made known yet", "network", at.Name, "err", err)
+		if errors.Is(err, cluster.ErrUnknownNetwork) || cluster.IsUnavailable(err) || errors.Is(err, cluster.ErrRecovering) {
+			return "" // said elsewhere
+		}
+		return fmt.Sprintf("network %s is not known to the other hosts yet: %v", at.Name, err)
+	}
+	return ""
+}
+
+// create makes a network of the cluster on this host's engine.
+func (m *Mirror) create(ctx context.Context, s cluster.Spec) string {
+	fails := func(err error) string {
+		return fmt.Sprintf("network %s (%s) is not on this host: %v", s.Name, s.Network.Subnets(), err)
+	}
+	driver, err := m.driver(ctx)
+	if err != nil {
+		return fails(err)
+	}
+	w := NetworkWanted{
+		Name: s.Name, Driver: driver, Labels: s.Labels, Options: withNetwork(s.Options, s), IPAM: withNetwork(s.IPAM, s),
+		Pools: s.Network.Pools, Internal: s.Network.Internal, Attachable: s.Attachable,
+	}
+	_, four := s.Network.Pool(carrick.IPv4)
+	_, w.WithIPv6 = s.Network.Pool(carrick.IPv6)
+	w.NoIPv4 = !four
+	if s.Network.Tenant != carrick.DefaultTenant {
+		w.IPAM[optionTenant] = s.Network.Tenant
+	}
+	id, err := m.cfg.Engine.CreateNetwork(ctx, w)
+	switch {
+	case err == nil:
+		m.cfg.Log.Info("network made, as on the other hosts", "name", s.Name, "network", s.Network.ID, "docker", id.Short())
+	case m.cfg.Facts.StoreAway(), ctx.Err() != nil:
+		m.cfg.Log.Debug("network not made yet", "name", s.Name, "err", err)
+		m.retrySoon()
+	case errors.Is(err, ErrTaken), removed(err):
+		m.retrySoon() // by now the list says more
+	default:
+		return fails(err)
+	}
+	return ""
+}
+
+// removed says whether a create was refused because the network is on its way out:
+// that came between. An engine passes the driver's error on as text.
+func removed(err error) bool {
+	return strings.Contains(err.Error(), cluster.ErrRemoving.Error()) || strings.Contains(err.Error(), cluster.ErrUnknownNetwork.Error())
+}
+
+// retrySoon has the networks compared again in a moment.
+func (m *Mirror) retrySoon() { time.AfterFunc(m.cfg.Retry/5, m.networksSoon) }
+
+func withNetwork(opts map[string]string, s cluster.Spec) map[string]string {
+	out := maps.Clone(opts)
+	if out == nil {
+		out = map[string]string{}
+	}
+	out[OptionNetwork] = string(s.Network.ID)
+	return out
+}
+
+// takeAway removes a Docker network that somebody wants gone everywhere. If the
+// engine refuses, it stays everywhere.
+func (m *Mirror) takeAway(ctx context.Context, s cluster.Spec, a journal.Alias, listed bool) string {
+	if !listed {
+		if len(m.cfg.Facts.Journal().Endpoints(s.Network.ID)) > 0 {
+			return "" // the other look asks the kernel
+		}
+		if err := m.cfg.Facts.DropAlias(ctx, a.Docker); err != nil {
+			m.cfg.Log.Debug("alias of a removed network not dropped yet", "network", s.Name, "err", err)
+		}
+		return ""
+	}
+	err := m.remove(ctx, a.Docker)
+	switch {
+	case err == nil:
+		m.cfg.Log.Info("network removed, as on host "+m.cfg.Facts.HostName(s.Removal.Host), "name", s.Name, "network", s.Network.ID)
+	case errors.Is(err, ErrInUse):
+		m.cfg.Log.Warn("network was removed on host "+m.cfg.Facts.HostName(s.Removal.Host)+" and stays: it is in use here", "name", s.Name, "network", s.Network.ID, "err", err)
+		if err := m.cfg.Facts.KeepNetwork(ctx, s.Network.ID, err.Error()); err != nil {
+			m.cfg.Log.Debug("the others do not know yet that a network stays", "network", s.Name, "err", err)
+			m.retrySoon()
+		}
+	default:
+		return fmt.Sprintf("network %s was removed on host %s and is still on this one: %v", s.Name, m.cfg.Facts.HostName(s.Removal.Host), err)
+	}
+	return ""
+}
+
+// giveWay removes a Docker network whose name another of the cluster had first, if
+// nobody uses it; the other is made in its place.
+func (m *Mirror) giveWay(ctx context.Context, s, first cluster.Spec, a journal.Alias) string {
+	err := m.remove(ctx, a.Docker)
+	if err == nil {
+		m.cfg.Log.Warn("network removed: another of the same name was there first, and takes its place", "name", s.Name, "removed", s.Network.Subnets(), "first", first.Network.Subnets())
+		m.networksSoon()
+		return ""
+	}
+	return fmt.Sprintf("network %s is %s on this host and %s on others, which was there first: stop its containers here, and it is replaced: %v",
+		s.Name, s.Network.Subnets(), first.Network.Subnets(), err)
+}
+
+// remove has the engine remove a network, and the driver know that no user did.
+func (m *Mirror) remove(ctx context.Context, id carrick.DockerNetworkID) error {
+	m.mu.Lock()
+	m.removing[id] = true
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		delete(m.removing, id)
+		m.mu.Unlock()
+	}()
+	return m.cfg.Engine.RemoveNetwork(ctx, id)
+}
+
+// driver returns the name that the engine has for this agent. It is asked once it is
+// needed: the engine may not have been there before.
+func (m *Mirror) driver(ctx context.Context) (string, error) {
+	m.mu.Lock()
+	name := m.driverName
+	m.mu.Unlock()
+	if name != "" {
+		return name, nil
+	}
+	name, err := m.cfg.Driver(ctx)
+	if err != nil {
+		return "", err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.driverName = name
+	return name, nil
+}
+
+// Create makes a network for an operator: on this host's engine, which calls the
+// driver as for docker network create, and so on all hosts. It must not be called
+// from within a plugin call.
+func (m *Mirror) Create(ctx context.Context, w NetworkWanted) (carrick.DockerNetworkID, error) {
+	driver, err := m.driver(ctx)
+	if err != nil {
+		return "", err
+	}
+	w.Driver = driver
+	id, err := m.cfg.Engine.CreateNetwork(ctx, w)
+	m.Look()
+	m.networksSoon()
+	return id, err
+}
+
+// Remove removes a network for an operator, as docker network rm does on this host.
+// It must not be called from within a plugin call.
+func (m *Mirror) Remove(ctx context.Context, id carrick.DockerNetworkID) error {
+	return m.cfg.Engine.RemoveNetwork(ctx, id)
+}
