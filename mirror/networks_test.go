@@ -228,7 +228,9 @@ func TestFiftyNetworksAtOnce(t *testing.T) {
 	const networks = 50
 	var all sync.WaitGroup
 	for i := range networks {
-		all.Go(func() { hosts[i%3].MustCreate(fmt.Sprintf("n%d", i), sim.Create{Subnet: fmt.Sprintf("10.42.%d.0/24", i)}) })
+		all.Go(func() {
+			hosts[i%3].MustCreate(fmt.Sprintf("n%d", i), sim.Create{Subnet: fmt.Sprintf("10.42.%d.0/24", i)})
+		})
 	}
 	all.Wait()
 	for i := range networks {

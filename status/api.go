@@ -42,6 +42,13 @@ type Source interface {
 	// Network finds one by name, id, Docker's id or subnet; [ErrNotFound],
 	// [ErrAmbiguous].
 	Network(ctx context.Context, ref string) (Network, error)
+	// CreateNetwork has this host's engine make a network, which is every host's then.
+	// [ErrRefused], with the engine's or the driver's reason.
+	CreateNetwork(ctx context.Context, w NetworkWanted) (Network, error)
+	// RemoveNetwork has this host's engine remove a network, which ends it on every
+	// host. [ErrRefused] if it is in use here or not on this host; else errors as
+	// Network's.
+	RemoveNetwork(ctx context.Context, ref string) (Network, error)
 	Endpoints(ctx context.Context) ([]Endpoint, error)
 	Nodes(ctx context.Context) ([]Node, error)
 	// IPAM says how much of the address space of a network is in use, of all
@@ -88,6 +95,20 @@ func Handler(src Source, log *slog.Logger) http.Handler {
 	get(mux, log, "/v1/network", func(ctx context.Context, r *http.Request) (Network, error) {
 		return src.Network(ctx, r.URL.Query().Get("ref"))
 	})
+	handle(mux, log, "POST /v1/network/create", longTimeout, func(ctx context.Context, r *http.Request) (Network, error) {
+		q, err := body[NetworkWanted](r)
+		if err != nil {
+			return Network{}, err
+		}
+		return src.CreateNetwork(ctx, q)
+	})
+	handle(mux, log, "POST /v1/network/rm", longTimeout, func(ctx context.Context, r *http.Request) (Network, error) {
+		q, err := body[networkRequest](r)
+		if err != nil {
+			return Network{}, err
+		}
+		return src.RemoveNetwork(ctx, q.Network)
+	})
 	get(mux, log, "/v1/endpoints", func(ctx context.Context, _ *http.Request) ([]Endpoint, error) { return src.Endpoints(ctx) })
 	get(mux, log, "/v1/nodes", func(ctx context.Context, _ *http.Request) ([]Node, error) { return src.Nodes(ctx) })
 	get(mux, log, "/v1/ipam", func(ctx context.Context, r *http.Request) ([]IPAM, error) {
@@ -124,6 +145,10 @@ func Handler(src Source, log *slog.Logger) http.Handler {
 
 type auditRequest struct {
 	Network string `json:"network,omitempty"`
+}
+
+type networkRequest struct {
+	Network string `json:"network"`
 }
 
 type releaseRequest struct {

@@ -106,6 +106,16 @@ func (c *Client) Network(ctx context.Context, ref string) (Network, error) {
 	return ask[Network](ctx, c, "/v1/network?ref="+url.QueryEscape(ref))
 }
 
+// CreateNetwork implements [Source].
+func (c *Client) CreateNetwork(ctx context.Context, w NetworkWanted) (Network, error) {
+	return tell[Network](ctx, c, "/v1/network/create", w)
+}
+
+// RemoveNetwork implements [Source].
+func (c *Client) RemoveNetwork(ctx context.Context, ref string) (Network, error) {
+	return tell[Network](ctx, c, "/v1/network/rm", networkRequest{ref})
+}
+
 // Endpoints implements [Source].
 func (c *Client) Endpoints(ctx context.Context) ([]Endpoint, error) {
 	return ask[[]Endpoint](ctx, c, "/v1/endpoints")

@@ -85,6 +85,17 @@ func (f fake) Release(_ context.Context, ref string, a netip.Addr, force bool) (
 	return status.Released{Name: ref, Addr: a, Done: true}, f.err
 }
 
+func (f fake) CreateNetwork(_ context.Context, w status.NetworkWanted) (status.Network, error) {
+	if w.Name == "taken" {
+		return status.Network{}, fmt.Errorf("%w: name taken", status.ErrRefused)
+	}
+	return status.Network{Name: w.Name, Subnet: w.Subnets[0], Gateway: w.Gateways[0], Aux: w.Aux, Internal: w.Internal}, f.err
+}
+
+func (f fake) RemoveNetwork(ctx context.Context, ref string) (status.Network, error) {
+	return f.Network(ctx, ref)
+}
+
 func (f fake) RemoveNode(_ context.Context, ref string, force bool) (status.Removed, error) {
 	if ref == "none" {
 		return status.Removed{}, status.ErrNotFound
@@ -224,6 +235,24 @@ func TestVerbsOverTheSocket(t *testing.T) {
 	}
 	if _, err := c.RemoveNode(ctx, "none", false); !errors.Is(err, status.ErrNotFound) {
 		t.Errorf("node rm of no node: %v", err)
+	}
+
+	printer := netip.MustParseAddr("10.42.0.9")
+	w := status.NetworkWanted{
+		Name: "app", Subnets: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, Gateways: []netip.Addr{netip.MustParseAddr("10.42.0.1")},
+		Aux: map[string]netip.Addr{"printer": printer}, Internal: true,
+	}
+	if n, err := c.CreateNetwork(ctx, w); err != nil || n.Name != "app" || n.Subnet != w.Subnets[0] || n.Gateway != w.Gateways[0] || n.Aux["printer"] != printer || !n.Internal {
+		t.Errorf("network create: %+v %v", n, err)
+	}
+	if _, err := c.CreateNetwork(ctx, status.NetworkWanted{Name: "taken"}); !errors.Is(err, status.ErrRefused) {
+		t.Errorf("network create of a name that is taken: %v", err)
+	}
+	if n, err := c.RemoveNetwork(ctx, "app net/1?x=&"); err != nil || n.Name != "app net/1?x=&" {
+		t.Errorf("network rm: %+v %v", n, err)
+	}
+	if _, err := c.RemoveNetwork(ctx, "none"); !errors.Is(err, status.ErrNotFound) {
+		t.Errorf("network rm of no network: %v", err)
 	}
 
 	// Looking at a verb does not do it, and neither does nonsense.

@@ -94,12 +94,31 @@ type Network struct {
 	Aux     map[string]netip.Addr `json:"aux,omitempty"`
 	Pools   []carrick.Pool        `json:"pools"`
 	Here    bool                  `json:"here"` // this host has a Docker network for it
+	// Fate is what becomes of it on all hosts, in words: it is being removed, or a host
+	// did not let it go. "": neither.
+	Fate string `json:"fate,omitempty"`
 	// The rest is filled by inspect only.
 	Aliases   []Alias    `json:"aliases,omitempty"`
 	Blocks    []Block    `json:"blocks,omitempty"`
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
 	Drift     int        `json:"drift,omitempty"`
 	Problems  []string   `json:"problems,omitempty"`
+}
+
+// NetworkWanted is what a new network should be, as docker network create has it.
+type NetworkWanted struct {
+	Name       string                `json:"name"`
+	Subnets    []netip.Prefix        `json:"subnets,omitempty"`
+	Ranges     []netip.Prefix        `json:"ranges,omitempty"`
+	Gateways   []netip.Addr          `json:"gateways,omitempty"`
+	Aux        map[string]netip.Addr `json:"aux,omitempty"`
+	Options    map[string]string     `json:"options,omitempty"` // -o
+	IPAM       map[string]string     `json:"ipam,omitempty"`    // --ipam-opt
+	Labels     map[string]string     `json:"labels,omitempty"`
+	Internal   bool                  `json:"internal,omitempty"`
+	Attachable bool                  `json:"attachable,omitempty"`
+	IPv6       bool                  `json:"ipv6,omitempty"`
+	NoIPv4     bool                  `json:"no_ipv4,omitempty"`
 }
 
 // Alias is one host's Docker network for a cluster network.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -109,7 +110,8 @@ func networkCommand() *cobra.Command {
 				return c.Network(ctx, args[0])
 			},
 			text: printNetwork,
-		}.on(&cobra.Command{Use: "inspect NETWORK", Short: "Show one network: by name, id, Docker's id or subnet", Args: cobra.ExactArgs(1)}))
+		}.on(&cobra.Command{Use: "inspect NETWORK", Short: "Show one network: by name, id, Docker's id or subnet", Args: cobra.ExactArgs(1)}),
+		networkCreate(), networkRm())
 	return cmd
 }
 
@@ -120,9 +122,9 @@ func printNetworks(w io.Writer, list []status.Network) error {
 		if n.Here {
 			here = "yes"
 		}
-		rows = append(rows, []string{string(n.ID), n.Name, subnets(n), strconv.FormatUint(uint64(n.VNI), 10), string(n.Mode), n.Tenant, here})
+		rows = append(rows, []string{string(n.ID), n.Name, subnets(n), strconv.FormatUint(uint64(n.VNI), 10), string(n.Mode), n.Tenant, here, cmp.Or(n.Fate, "fine")})
 	}
-	return table(w, []string{"ID", "NAME", "SUBNET", "VNI", "MODE", "TENANT", "HERE"}, rows)
+	return table(w, []string{"ID", "NAME", "SUBNET", "VNI", "MODE", "TENANT", "HERE", "STATE"}, rows)
 }
 
 // subnets lists a network's prefixes.
@@ -158,6 +160,7 @@ func printNetwork(w io.Writer, n status.Network) error {
 	pairs = append(pairs, [][2]string{
 		{"mode", string(n.Mode)}, {"VNI", strconv.FormatUint(uint64(n.VNI), 10)}, {"port", strconv.Itoa(int(n.Port))},
 		{"MTU", fmt.Sprintf("%d on this host", n.MTU)}, {"internal", mark[n.Internal]}, {"flood", mark[n.Flood]}, {"mcast_snooping", mark[n.Snoop]}, {"storm", storm(n.Storm)},
+		{"state", n.Fate},
 		{"drift", fmt.Sprintf("%d kernel objects repaired on this host", n.Drift)},
 	}...)
 	err := lines(w, pairs...)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +30,7 @@ type agent struct {
 	doctor    []status.Checked
 	release   func(ref string, a netip.Addr, force bool) (status.Released, error)
 	remove    func(ref string, force bool) (status.Removed, error)
+	wanted    *status.NetworkWanted // of the last network create
 }
 
 func (a agent) Status(context.Context) (status.Status, error)        { return a.status, nil }
@@ -69,6 +71,21 @@ func (a agent) Facts(context.Context) (status.Facts, error) {
 
 func (a agent) Release(_ context.Context, ref string, addr netip.Addr, force bool) (status.Released, error) {
 	return a.release(ref, addr, force)
+}
+
+func (a agent) CreateNetwork(_ context.Context, w status.NetworkWanted) (status.Network, error) {
+	*a.wanted = w
+	if w.Name == "taken" {
+		return status.Network{}, fmt.Errorf("network create %s: %w: name taken", w.Name, status.ErrRefused)
+	}
+	return status.Network{ID: "00000000000000aa"}, nil
+}
+
+func (a agent) RemoveNetwork(_ context.Context, ref string) (status.Network, error) {
+	if ref == "none" {
+		return status.Network{}, fmt.Errorf("network %q %w", ref, status.ErrNotFound)
+	}
+	return status.Network{ID: "00000000000000aa", Name: ref}, nil
 }
 
 func (a agent) RemoveNode(_ context.Context, ref string, force bool) (status.Removed, error) {
@@ -244,6 +261,9 @@ func TestListings(t *testing.T) {
 		networks: []status.Network{{
 			ID: "00000000000000aa", Name: "app", VNI: 7, Mode: carricknet.ModeVXLAN, Tenant: "default", Here: true,
 			Subnet: four, Pools: []carricknet.Pool{{Prefix: four}, {Prefix: six}},
+		}, {
+			ID: "00000000000000ab", Name: "old", VNI: 8, Mode: carricknet.ModeVXLAN, Tenant: "default", Subnet: netip.MustParsePrefix("10.43.0.0/16"),
+			Fate: "being removed, waits for h3",
 		}},
 		endpoints: []status.Endpoint{
 			ep("1", status.Endpoint{Addrs: []netip.Addr{netip.MustParseAddr("10.42.0.2"), netip.MustParseAddr("fd00::2")}, Host: "h1", Local: true, Container: "web"}),
@@ -252,8 +272,9 @@ func TestListings(t *testing.T) {
 			ep("4", status.Endpoint{Addrs: []netip.Addr{netip.MustParseAddr("10.42.0.66")}, Host: "h2"}),
 		},
 	}.serve(t)
-	prints(t, exitFine, `ID                 NAME   SUBNET                   VNI   MODE    TENANT    HERE
-00000000000000aa   app    10.42.0.0/16,fd00::/64   7     vxlan   default   yes
+	prints(t, exitFine, `ID                 NAME   SUBNET                   VNI   MODE    TENANT    HERE   STATE
+00000000000000aa   app    10.42.0.0/16,fd00::/64   7     vxlan   default   yes    fine
+00000000000000ab   old    10.43.0.0/16             8     vxlan   default   no     being removed, waits for h3
 `, "network", "ls", at)
 	prints(t, exitFine, `ID             NETWORK   ADDRESS             MAC                 HOST   CONTAINER   STATE
 111111111111   app       10.42.0.2,fd00::2   02:28:0a:2a:00:02   h1     web         local
@@ -261,6 +282,27 @@ func TestListings(t *testing.T) {
 333333333333   app       10.42.0.4           02:28:0a:2a:00:02   h1                 failing: no such device
 444444444444   app       10.42.0.66          02:28:0a:2a:00:02   h2                 remote
 `, "endpoint", "ls", at)
+}
+
+// What is said at network create arrives as docker network create would have it.
+func TestNetworkCreateAndRm(t *testing.T) {
+	t.Parallel()
+	var got status.NetworkWanted
+	at := agent{wanted: &got}.serve(t)
+	prints(t, exitFine, "00000000000000aa\n", "network", "create", "app", "--subnet", "10.42.0.0/16", "--subnet", "fd00::/64", "--ipv6", "--ip-range", "10.42.4.0/22",
+		"--gateway", "10.42.0.9", "--aux-address", "printer=10.42.0.10", "-o", "flood=off", "--ipam-opt", "tenant=t", "--label", "team=a", "--internal", "--attachable", "--ipv4=false", at)
+	want := status.NetworkWanted{
+		Name: "app", Subnets: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd00::/64")}, Ranges: []netip.Prefix{netip.MustParsePrefix("10.42.4.0/22")},
+		Gateways: []netip.Addr{netip.MustParseAddr("10.42.0.9")}, Aux: map[string]netip.Addr{"printer": netip.MustParseAddr("10.42.0.10")},
+		Options: map[string]string{"flood": "off"}, IPAM: map[string]string{"tenant": "t"}, Labels: map[string]string{"team": "a"},
+		Internal: true, Attachable: true, IPv6: true, NoIPv4: true,
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("asked for %+v, want %+v", got, want)
+	}
+	prints(t, exitProblem, "carrick: network create taken: refused: name taken\n", "network", "create", "taken", at)
+	prints(t, exitFine, "00000000000000aa\n", "network", "rm", "app", at)
+	prints(t, exitProblem, "carrick: network \"none\" not found\n", "network", "rm", "none", at)
 }
 
 // A wrong word is an error of usage, before anybody is asked.
@@ -279,6 +321,13 @@ func TestBadUsage(t *testing.T) {
 		{[]string{"ipam", "release", "app", "10.42.0.3", "--really"}, "--really"},
 		{[]string{"node", "rm"}, "accepts 1 arg"},
 		{[]string{"node", "ls", "h1"}, "h1"},
+		{[]string{"network", "create"}, "accepts 1 arg"},
+		{[]string{"network", "create", "app", "--subnet", "10.42.0.0"}, `--subnet "10.42.0.0": want a prefix`},
+		{[]string{"network", "create", "app", "--gateway", "x"}, `--gateway "x": want an address`},
+		{[]string{"network", "create", "app", "-o", "flood"}, `-o "flood": want KEY=VALUE`},
+		{[]string{"network", "create", "app", "--label", "a=b", "--label", "a=c"}, "--label a is given twice"},
+		{[]string{"network", "create", "app", "--aux-address", "printer=9"}, "--aux-address printer=9: want NAME=ADDRESS"},
+		{[]string{"network", "rm"}, "accepts 1 arg"},
 	} {
 		code, stdout, stderr := carrick(t, append(tt.args, none)...)
 		if code != exitUsage || !strings.Contains(stderr, tt.want) || stdout != "" {

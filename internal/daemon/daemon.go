@@ -70,6 +70,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	// The reconciler needs the cluster's facts and the cluster tells the
 	// reconciler of changes; nothing is told before both are there.
 	var rec atomic.Pointer[agent.Reconciler]
+	var mir atomic.Pointer[mirror.Mirror]
 	var engine *mirror.Engine
 	if cfg.Docker != "" {
 		if engine, err = mirror.Connect(cfg.Docker); err != nil {
@@ -84,6 +85,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		Changed: func(id carrick.NetworkID) {
 			if r := rec.Load(); r != nil {
 				r.Changed(id)
+			}
+		},
+		SpecsChanged: func() {
+			if m := mir.Load(); m != nil {
+				m.SpecsChanged()
 			}
 		},
 	}
@@ -118,17 +124,21 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 
 	tasks := []agent.Task{cl, src.rec, ways, src.prober}
 	var stale func()
+	var own func(carrick.DockerNetworkID) bool
 	if engine != nil {
 		src.engine = engine
-		src.mirror = mirror.New(mirror.Config{Engine: engine, Facts: cl, Witness: src.witness, Log: log.With("part", "mirror")})
-		stale = src.mirror.Look
+		src.mirror = mirror.New(mirror.Config{
+			Engine: engine, Facts: cl, Witness: src.witness, Log: log.With("part", "mirror"), Driver: driverName(cfg, engine),
+		})
+		mir.Store(src.mirror)
+		stale, own = src.mirror.Look, src.mirror.Removing
 		tasks = append(tasks, src.mirror)
 	}
 	addresses := ipam.New(ipam.Config{
 		Cluster: cl, Defaults: pools, HostPrefixes: overlay.HostPrefixes, Log: log.With("part", "ipam"), StaleAlias: stale,
 	})
 	networks := driver.New(driver.Config{
-		Cluster: cl, Pools: addresses, Realizer: src.rec, Log: log.With("part", "driver"),
+		Cluster: cl, Pools: addresses, Realizer: src.rec, Log: log.With("part", "driver"), Own: own,
 	})
 	server, err := dockerapi.NewServer(dockerapi.Config{
 		Network: networks, IPAM: addresses, Log: log.With("part", "dockerapi"), Observe: metrics.Call,

@@ -72,6 +72,7 @@ func (s *source) Networks(ctx context.Context) ([]status.Network, error) {
 	for _, n := range byID {
 		out = append(out, s.network(n))
 	}
+	s.addFates(ctx, out)
 	slices.SortFunc(out, func(a, b status.Network) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), a.Subnet.Compare(b.Subnet), cmp.Compare(a.ID, b.ID))
 	})

@@ -127,6 +127,9 @@ func (s *source) Status(ctx context.Context) (status.Status, error) {
 	if s.mirror != nil && !out.Engine.OK {
 		problem("engine %s: %s", out.Engine.URL, out.Engine.Error)
 	}
+	if s.mirror != nil {
+		out.Problems = append(out.Problems, s.mirror.Problems()...)
+	}
 	if out.Epoch.State == status.EpochRecovering {
 		problem("%s", recovering(out.Epoch))
 	}
