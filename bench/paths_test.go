@@ -61,12 +61,14 @@ func peers(b *testing.B) (*lab.Lab, []path) {
 		if err := h.StartAgent(b.Context(), "--http", metricsAddr, "--log-level", "info"); err != nil {
 			b.Fatal(err)
 		}
-		for name, subnet := range map[string]string{"app": "10.42.0.0/16", "empty": "10.43.0.0/16", "out": "10.44.0.0/16"} {
-			args := []string{"network", "create", "-d", "carrick", "--ipam-driver", "carrick", "--subnet", subnet}
-			if name != "out" {
-				args = append(args, "--internal")
-			}
-			h.MustDocker(b, append(args, name)...)
+	}
+	for name, subnet := range map[string]string{"app": "10.42.0.0/16", "empty": "10.43.0.0/16", "out": "10.44.0.0/16"} {
+		args := []string{"-d", "carrick", "--ipam-driver", "carrick", "--subnet", subnet}
+		if name != "out" {
+			args = append(args, "--internal")
+		}
+		if err := lab.CreateNetwork(b.Context(), l.Hosts(), name, args...); err != nil {
+			b.Fatal(err)
 		}
 	}
 	h1.MustDocker(b, "network", "create", "--internal", "inside")

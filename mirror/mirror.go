@@ -64,9 +64,11 @@ type Config struct {
 	Facts  Facts
 	Log    *slog.Logger
 	// Driver returns the name that the engine has for this agent, as a driver of
-	// networks; nil: the engine's networks and names are looked at, and none is made
-	// or removed.
+	// networks.
 	Driver func(context.Context) (string, error)
+	// Everywhere: a network of any host is made on this engine, and removed with it;
+	// otherwise none is made or removed, but for an operator.
+	Everywhere bool
 	// Witness is asked about endpoints of a network that the engine does not know,
 	// and about those whose container never came up. nil: they stay.
 	Witness Witness
@@ -156,7 +158,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 	defer asking.Wait()
 	defer others.Wait()
 	others.Go(func() { m.listen(ctx, &asking) })
-	if m.cfg.Driver != nil {
+	if m.cfg.Everywhere {
 		others.Go(func() { m.keepNetworks(ctx) })
 	}
 	every := time.NewTicker(m.cfg.Every)

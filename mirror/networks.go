@@ -32,6 +32,10 @@ var familyOptions = []string{"com.docker.network.enable_ipv4", "com.docker.netwo
 // containers.
 const atOnce = 8
 
+// miscount is how long an engine may say that a network is in use which no container
+// is in.
+const miscount = 2 * time.Second
+
 // retryEvery is how often what an engine refused is tried again without a reason.
 const retryEvery = 5 * time.Second
 
@@ -277,7 +281,7 @@ func (m *Mirror) takeAway(ctx context.Context, s cluster.Spec, a journal.Alias, 
 		}
 		return ""
 	}
-	err := m.remove(ctx, a.Docker)
+	err := m.removeIdle(ctx, s.Network.ID, a.Docker)
 	switch {
 	case err == nil:
 		m.cfg.Log.Info("network removed, as on host "+m.cfg.Facts.HostName(s.Removal.Host), "name", s.Name, "network", s.Network.ID)
@@ -293,10 +297,31 @@ func (m *Mirror) takeAway(ctx context.Context, s cluster.Spec, a journal.Alias, 
 	return ""
 }
 
+// removeIdle removes a Docker network that has no container as far as the journal
+// knows, and is patient with an engine that counts an endpoint for a moment after its
+// driver's last call (libnetwork, atomicIncDecEpCnt).
+func (m *Mirror) removeIdle(ctx context.Context, id carrick.NetworkID, docker carrick.DockerNetworkID) error {
+	wait, cancel := context.WithTimeout(ctx, miscount)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := m.remove(ctx, docker)
+		if !errors.Is(err, ErrInUse) || len(m.cfg.Facts.Journal().Endpoints(id)) > 0 {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-wait.Done():
+			return err
+		}
+	}
+}
+
 // giveWay removes a Docker network whose name another of the cluster had first, if
 // nobody uses it; the other is made in its place.
 func (m *Mirror) giveWay(ctx context.Context, s, first cluster.Spec, a journal.Alias) string {
-	err := m.remove(ctx, a.Docker)
+	err := m.removeIdle(ctx, s.Network.ID, a.Docker)
 	if err == nil {
 		m.cfg.Log.Warn("network removed: another of the same name was there first, and takes its place", "name", s.Name, "removed", s.Network.Subnets(), "first", first.Network.Subnets())
 		m.networksSoon()

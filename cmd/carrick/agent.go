@@ -56,6 +56,7 @@ func agentFlags(f *pflag.FlagSet) {
 	f.String("plugin-socket", "/run/docker/plugins/carrick.sock", "where Docker finds the driver")
 	f.String("api-socket", defaultAPISocket, "where the other verbs find the agent")
 	f.String("docker", "unix:///var/run/docker.sock", "the engine's API: with it, a network made on one host is made on all, and names are known;\n\"\" = do not use it")
+	f.Bool("mirror", true, "a network made on any host is made on this one, and removed with it; needs --docker")
 	f.Bool("managed", false, "this agent is a managed plugin, which the engine knows by the plugin's name and tag")
 	f.String("node", "", "this host's name in the cluster (default the hostname)")
 	f.String("advertise", "", "address or interface of the VTEP (default the source of the default route)")
@@ -135,7 +136,7 @@ func agentConfig(flags *pflag.FlagSet, stderr io.Writer) (daemon.Config, *slog.L
 	}
 	return daemon.Config{
 		Store: k.String("store"), StateDir: k.String("state-dir"), PluginSocket: k.String("plugin-socket"), APISocket: k.String("api-socket"),
-		Docker: k.String("docker"), Managed: k.Bool("managed"), Node: node, Advertise: k.String("advertise"), HTTP: k.String("http"), NetnsDir: k.String("netns-dir"),
+		Docker: k.String("docker"), Managed: k.Bool("managed"), Mirror: k.Bool("mirror"), Node: node, Advertise: k.String("advertise"), HTTP: k.String("http"), NetnsDir: k.String("netns-dir"),
 		DefaultPools: pools, TokenFile: k.String("consul-token-file"), Audit: audit, HostGrace: grace, Version: version,
 	}, log, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,7 +37,7 @@ func (h *Host) AgentArgs(extra ...string) []string {
 	if u := h.StoreURL(); u != "" {
 		args = append(args, "--store", u)
 	}
-	return append(args, extra...)
+	return append(append(args, h.lab.opts.AgentFlags...), extra...)
 }
 
 // StartAgent starts `carrick agent` on the host, with extra flags, and waits
@@ -78,6 +79,36 @@ func (h *Host) KillAgent(ctx context.Context) error {
 
 // RestartAgent starts the agent as it was started last. It must have ended.
 func (h *Host) RestartAgent(ctx context.Context) error { return h.StartAgent(ctx, h.agentArgs...) }
+
+// Mirrors says whether the agent that was started last has networks of other hosts
+// made on this one.
+func (h *Host) Mirrors() bool {
+	const off = "--mirror=false"
+	return !slices.Contains(h.lab.opts.AgentFlags, off) && !slices.Contains(h.agentArgs, off)
+}
+
+// CreateNetwork gives docker network create with some flags on the first of several
+// hosts, and waits until the rest have a network of that name. Hosts whose agents
+// do not make others' networks are given the command themselves.
+func CreateNetwork(ctx context.Context, hosts []*Host, name string, flags ...string) error {
+	args := append(append([]string{"network", "create"}, flags...), name)
+	for i, h := range hosts {
+		if i == 0 || !h.Mirrors() {
+			if _, err := h.Docker(ctx, args...); err != nil {
+				return err
+			}
+			continue
+		}
+		err := Wait(ctx, time.Minute, h.name+" to have network "+name+" as well", func() error {
+			_, err := h.Docker(ctx, "network", "inspect", "-f", "{{.Id}}", name)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // AgentRunning says whether the agent's process is there.
 func (h *Host) AgentRunning() bool { return h.agent.running() != nil }

@@ -25,6 +25,7 @@ type Options struct {
 
 	EngineFlags []string // for every dockerd
 	AgentEnv    []string // KEY=VALUE, for every agent
+	AgentFlags  []string // for every agent, before its own
 	BareEngines bool     // do not load the test image
 	NoEngines   bool     // do not start the engines
 }

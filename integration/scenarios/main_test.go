@@ -118,18 +118,16 @@ func idle(t testing.TB, l *lab.Lab) lab.Inventory {
 // warmUp lets everything that stays for good come into being: Docker makes
 // docker_gwbridge with the first container that needs a way out.
 func warmUp(ctx context.Context, l *lab.Lab) error {
-	for _, args := range [][]string{
-		createArgs("warmup", "10.254.0.0/16"),
-		{"run", "--rm", "--network", "warmup", "-p", "18080:80", lab.Image, "true"},
-		{"network", "rm", "warmup"},
-	} {
-		for _, h := range l.Hosts() {
-			if _, err := h.Docker(ctx, args...); err != nil {
-				return err
-			}
+	args := createArgs("warmup", "10.254.0.0/16")
+	if err := lab.CreateNetwork(ctx, l.Hosts(), "warmup", args[2:len(args)-1]...); err != nil {
+		return err
+	}
+	for _, h := range l.Hosts() {
+		if _, err := h.Docker(ctx, "run", "--rm", "--network", "warmup", "-p", "18080:80", lab.Image, "true"); err != nil {
+			return err
 		}
 	}
-	return nil
+	return removeNetworks(ctx, l)
 }
 
 // finish compares all sides, cleans up, and compares with the beginning. A lab that cannot be cleaned up is thrown away,
@@ -191,7 +189,7 @@ func repair(ctx context.Context, l *lab.Lab) error {
 
 // tidy removes all containers and all networks of Carrick.
 func tidy(ctx context.Context, l *lab.Lab) error {
-	return onEach(l.Hosts(), func(h *lab.Host) error {
+	err := onEach(l.Hosts(), func(h *lab.Host) error {
 		if out, err := h.Docker(ctx, "ps", "-aq"); err != nil {
 			return err
 		} else if ids := strings.Fields(out); len(ids) > 0 {
@@ -199,22 +197,31 @@ func tidy(ctx context.Context, l *lab.Lab) error {
 				return err
 			}
 		}
-		if out, err := h.Docker(ctx, "network", "ls", "-q", "--filter", "driver=carrick"); err != nil {
-			return err
-		} else if ids := strings.Fields(out); len(ids) > 0 {
-			// An engine counts an endpoint out after its driver's last call, and goes
-			// over it again 50 to 150 ms later whenever others do so at the same time
-			// (libnetwork, atomicIncDecEpCnt); it may say before that that the container
-			// is gone. A count that stays wrong fails this all the same.
-			return lab.Wait(ctx, soon, h.Name()+" to remove its networks", func() error {
-				out, err := h.Docker(ctx, "network", "ls", "-q", "--filter", "driver=carrick")
-				if ids := strings.Fields(out); err == nil && len(ids) > 0 {
-					_, err = h.Docker(ctx, append([]string{"network", "rm"}, ids...)...)
-				}
-				return err
-			})
-		}
 		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return removeNetworks(ctx, l)
+}
+
+// removeNetworks removes all networks of Carrick, from whichever host has them. An
+// engine counts an endpoint out after its driver's last call, and goes over it again
+// 50 to 150 ms later whenever others do so at the same time (libnetwork,
+// atomicIncDecEpCnt); it may say before that that the container is gone. A count that
+// stays wrong fails this all the same.
+func removeNetworks(ctx context.Context, l *lab.Lab) error {
+	return lab.Wait(ctx, patience, "no host to have a network of Carrick", func() error {
+		var left []error
+		for _, h := range l.Hosts() {
+			out, err := h.Docker(ctx, "network", "ls", "-q", "--filter", "driver=carrick")
+			if ids := strings.Fields(out); err == nil && len(ids) > 0 {
+				_, err = h.Docker(ctx, append([]string{"network", "rm"}, ids...)...)
+				err = errors.Join(fmt.Errorf("%s had %d", h.Name(), len(ids)), err)
+			}
+			left = append(left, err)
+		}
+		return errors.Join(left...)
 	})
 }
 

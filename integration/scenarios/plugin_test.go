@@ -61,7 +61,11 @@ func TestManagedPlugin(t *testing.T) {
 	}
 	for _, h := range l.Hosts() {
 		healthy(t, h) // the host's own carrick finds the plugin's agent
-		h.MustDocker(t, "network", "create", "-d", pluginName, "--ipam-driver", pluginName, "--subnet", "10.42.0.0/16", "app")
+	}
+	// On one host, in whose engine the driver has the plugin's name; so it has on the
+	// other.
+	if err := lab.CreateNetwork(ctx, l.Hosts(), "app", "-d", pluginName, "--ipam-driver", pluginName, "--subnet", "10.42.0.0/16"); err != nil {
+		t.Fatal(err)
 	}
 	h1, h2 := l.Host(1), l.Host(2)
 	sink, other := start(t, h1, "app", "sink"), start(t, h2, "app", "other")
@@ -108,8 +112,15 @@ func TestManagedPlugin(t *testing.T) {
 	for _, h := range l.Hosts() {
 		out := h.MustDocker(t, "ps", "-aq")
 		h.MustDocker(t, append([]string{"rm", "-f"}, strings.Fields(out)...)...)
-		h.MustDocker(t, "network", "rm", "app")
 	}
+	h2.MustDocker(t, "network", "rm", "app")
+	lab.Eventually(t, soon, "the network to be gone from the other host as well", func() error {
+		out, err := h1.Docker(ctx, "network", "ls", "-q", "--filter", "name=^app$")
+		if err == nil && out != "" {
+			err = errors.New("h1 has it")
+		}
+		return err
+	})
 	lab.Eventually(t, soon, "no network to be left", func() error {
 		keys, err := l.StoreKeys(ctx)
 		if err != nil {

@@ -1,6 +1,7 @@
 package scenarios
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -16,13 +17,38 @@ func createArgs(name, subnet string, extra ...string) []string {
 	return append(append(args, extra...), name)
 }
 
-// create gives the same command on each host, one after the other, as a person
-// would.
+// create makes a network on several hosts, as a person would: on the first, which is
+// enough.
 func create(t testing.TB, hosts []*lab.Host, name, subnet string, extra ...string) {
 	t.Helper()
-	for _, h := range hosts {
-		h.MustDocker(t, createArgs(name, subnet, extra...)...)
+	args := createArgs(name, subnet, extra...)
+	if err := lab.CreateNetwork(t.Context(), hosts, name, args[2:len(args)-1]...); err != nil {
+		t.Fatal(err)
 	}
+}
+
+// alone makes each host of the shared lab mind its own networks for this test.
+func (s scenario) alone(t *testing.T) scenario {
+	t.Helper()
+	again := func(ctx context.Context, flags ...string) error {
+		return onEach(s.Hosts(), func(h *lab.Host) error {
+			if h.AgentRunning() {
+				if err := h.StopAgent(ctx); err != nil {
+					return err
+				}
+			}
+			return h.StartAgent(ctx, flags...)
+		})
+	}
+	if err := again(t.Context(), "--mirror=false"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := again(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
 }
 
 // box is a running container that serves (see the probe) on one network.

@@ -155,10 +155,10 @@ func newChurn(t *testing.T) *churn {
 func (c *churn) makeNetworks(t *testing.T) {
 	t.Helper()
 	for name, subnet := range subnets {
-		for _, s := range c.sites {
-			// An internal network has no second interface, whose rules cost the engine
-			// more than all the rest.
-			s.MustDocker(t, slices.Concat([]string{"network", "create", "-d", "carrick", "--ipam-driver", "carrick", "--internal"}, subnet, []string{name})...)
+		// An internal network has no second interface, whose rules cost the engine more
+		// than all the rest.
+		if err := lab.CreateNetwork(t.Context(), c.Hosts(), name, slices.Concat([]string{"-d", "carrick", "--ipam-driver", "carrick", "--internal"}, subnet)...); err != nil {
+			t.Fatal(err)
 		}
 	}
 	c.began = time.Now()

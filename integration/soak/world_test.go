@@ -74,7 +74,8 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	seed := newSeed(t)
 	w := &world{
-		Lab: lab.New(t, lab.Options{Agents: true}), rand: rand.New(rand.NewPCG(seed, seed)),
+		// People here make and remove networks on each host by themselves.
+		Lab: lab.New(t, lab.Options{Agents: true, AgentFlags: []string{"--mirror=false"}}), rand: rand.New(rand.NewPCG(seed, seed)),
 		nets: map[string]*network{}, boxes: map[string]*box{}, cut: map[*lab.Host]from{},
 	}
 	warmUp(t, w.Lab)
@@ -320,12 +321,20 @@ func (w *world) reachesAll(ctx context.Context, b *box) error {
 // warmUp lets what stays for good come into being: docker_gwbridge.
 func warmUp(t *testing.T, l *lab.Lab) {
 	t.Helper()
+	if err := lab.CreateNetwork(t.Context(), l.Hosts(), "warmup", "-d", "carrick", "--ipam-driver", "carrick", "--subnet", "10.254.0.0/16"); err != nil {
+		t.Fatal(err)
+	}
 	for _, h := range l.Hosts() {
-		h.MustDocker(t, "network", "create", "-d", "carrick", "--ipam-driver", "carrick", "--subnet", "10.254.0.0/16", "warmup")
 		h.MustDocker(t, "run", "--rm", "--network", "warmup", "-p", "18080:80", lab.Image, "true")
 	}
 	for _, h := range l.Hosts() {
-		h.MustDocker(t, "network", "rm", "warmup")
+		lab.Eventually(t, calm, h.Name()+" to remove the network", func() error {
+			out, err := h.Docker(t.Context(), "network", "ls", "-q", "--filter", "name=^warmup$")
+			if err == nil && out != "" {
+				_, err = h.Docker(t.Context(), "network", "rm", "warmup")
+			}
+			return err
+		})
 	}
 }
 

@@ -26,6 +26,7 @@ type Config struct {
 	PluginSocket string
 	APISocket    string
 	Docker       string // URL of the engine's API; "" = not used
+	Mirror       bool   // the cluster's networks are made on this host's engine
 	Managed      bool   // the engine knows this agent as a managed plugin
 	Node         string
 	Advertise    string // address or interface; "" = source of the default route

@@ -128,10 +128,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if engine != nil {
 		src.engine = engine
 		src.mirror = mirror.New(mirror.Config{
-			Engine: engine, Facts: cl, Witness: src.witness, Log: log.With("part", "mirror"), Driver: driverName(cfg, engine),
+			Engine: engine, Facts: cl, Witness: src.witness, Log: log.With("part", "mirror"), Driver: driverName(cfg, engine), Everywhere: cfg.Mirror,
 		})
 		mir.Store(src.mirror)
-		stale, own = src.mirror.Look, src.mirror.Removing
+		stale = src.mirror.Look
+		if cfg.Mirror {
+			own = src.mirror.Removing
+		}
 		tasks = append(tasks, src.mirror)
 	}
 	addresses := ipam.New(ipam.Config{

@@ -138,6 +138,7 @@ func (h *Host) launch(name string, vtep netip.Addr) (*agent, error) {
 	if h.opts.Whole {
 		cfg := mirror.Config{Engine: eye{h}, Facts: a.cluster, Log: log, Witness: eye{h}}
 		if h.opts.Everywhere {
+			cfg.Everywhere = true
 			cfg.Driver = func(context.Context) (string, error) { return "carrick", nil }
 			cfg.Patience, cfg.Every, cfg.Retry = time.Second, 200*time.Millisecond, 100*time.Millisecond
 		}
