@@ -24,9 +24,10 @@ const (
 // tries is how often a kernel is asked in the time it has: a lost packet is no silence.
 const tries = 3
 
-// ask asks the kernel at addr whether it lives: by a TCP connection to the gossip port,
-// where it makes no difference whether that is taken or refused, and by an ICMP echo.
-// Both need a kernel there and nothing else; each is sent three times within cfg.Wait.
+// ask asks the kernel at addr whether it lives: by an ICMP echo, and if that is not
+// answered at once by a TCP connection to the gossip port, too, where it makes no
+// difference whether that is taken or refused. Both need a kernel there and nothing
+// else; but a connection that is taken is work for an agent, which may be slow already.
 func (d *Detector) ask(ctx context.Context, addr netip.Addr) answer {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Wait)
@@ -46,12 +47,20 @@ func (d *Detector) ask(ctx context.Context, addr netip.Addr) answer {
 	}
 	again := time.NewTicker(d.cfg.Wait / tries)
 	defer again.Stop()
-	for range tries {
+	for i := range tries {
 		if ctx.Err() != nil {
 			break
 		}
-		all.Go(func() { take(d.connect(ctx, addr)) })
-		all.Go(func() { take(d.echo(ctx, addr)) })
+		all.Go(func() {
+			a := d.echo(ctx, addr)
+			take(a)
+			if i == 0 && a == unasked {
+				take(d.connect(ctx, addr))
+			}
+		})
+		if i > 0 {
+			all.Go(func() { take(d.connect(ctx, addr)) })
+		}
 		select {
 		case <-ctx.Done():
 		case <-again.C:

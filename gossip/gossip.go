@@ -313,7 +313,7 @@ func (d *Detector) left(id carrick.HostID) {
 		return
 	}
 	now := time.Now()
-	p.lost, p.said, p.quiet, p.checkAt, p.joinAt = now, unasked, 0, now, now.Add(firstJoin)
+	p.lost, p.said, p.quiet, p.checkAt, p.joinAt = now, unasked, 0, now, now.Add(firstJoin+d.turn())
 	d.poke()
 }
 

@@ -181,6 +181,32 @@ func TestAFirewallIsNoDeath(t *testing.T) {
 	}
 }
 
+// A firewall drops echoes, and an agent is killed: the kernel refuses its port.
+func TestARefusalIsNoDeath(t *testing.T) {
+	t.Parallel()
+	for name, six := range map[string]bool{"IPv4": false, "IPv6": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l, h := lab(t, 3, six)
+			for _, line := range []string{
+				"nft add table inet fw",
+				"nft add chain inet fw in { type filter hook input priority 0 ; }",
+				"nft add rule inet fw in icmp type echo-request drop",
+				"nft add rule inet fw in icmpv6 type echo-request drop",
+			} {
+				nstest.Run(t, h[2].NS, line)
+			}
+			h[2].kill()
+			h[0].untilSilent(h[2])
+			h[1].untilSilent(h[2])
+			h[1].kill()
+			h[1].power(l, false)
+			h[0].untilDown(h[1])
+			h[0].never(h[2])
+		})
+	}
+}
+
 // A host without gossip is never down, and says why it is missing.
 func TestAStrangerIsNeverDown(t *testing.T) {
 	t.Parallel()

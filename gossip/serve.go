@@ -13,22 +13,27 @@ import (
 )
 
 const (
-	firstJoin = time.Second      // between attempts to join a host, doubled each time
-	lastJoin  = 30 * time.Second // and never longer
-	joins     = 4                // at once; whom one of them brings needs none of its own
-	checks    = 64               // hosts asked at once
-	minPause  = time.Second      // between questions to a kernel that answers
-	maxPause  = 5 * time.Second  // and at most to any
-	witnesses = 3                // asked whether the fault is here
-	loud      = 5                // failures in a row before anybody is told
-	recent    = 10 * time.Second // after this host was cut off itself,
-	afterCut  = 3                // silences in a row are needed instead of one
+	firstJoin = time.Second          // between attempts to join a host, doubled each time
+	lastJoin  = 30 * time.Second     // and never longer
+	joins     = 4                    // at once and in a second; whom one of them brings needs none of its own
+	checks    = 64                   // hosts asked at once
+	minPause  = time.Second          // between questions to a kernel that answers
+	eachPause = 5 * time.Millisecond // and for each host that asks it, too
+	maxPause  = 5 * time.Second      // and at most to any
+	witnesses = 3                    // asked whether the fault is here
+	loud      = 5                    // failures in a row before anybody is told
+	recent    = 10 * time.Second     // after this host was cut off itself,
+	afterCut  = 3                    // silences in a row are needed instead of one
 )
 
 // jobs is what is under way.
 type jobs struct {
 	sync.WaitGroup
 	list *memberlist.Memberlist
+
+	// Only step uses these.
+	second time.Time // of the joins that are counted
+	begun  int
 }
 
 // serve joins hosts that are not members and asks those that were, until ctx ends.
@@ -59,6 +64,9 @@ func (d *Detector) step(ctx context.Context, w *jobs) time.Duration {
 	now := time.Now()
 	next := now.Add(time.Minute)
 	joining, checking := 0, 0
+	if now.Sub(w.second) >= time.Second {
+		w.second, w.begun = now, 0
+	}
 	for _, p := range d.peers {
 		if p.joining {
 			joining++
@@ -79,8 +87,11 @@ func (d *Detector) step(ctx context.Context, w *jobs) time.Duration {
 		}
 		if !p.joining {
 			soon(p.joinAt)
-			if !p.joinAt.After(now) && joining < joins {
+			if !p.joinAt.After(now) && w.begun >= joins {
+				soon(w.second.Add(time.Second))
+			} else if !p.joinAt.After(now) && joining < joins {
 				joining++
+				w.begun++
 				p.joining = true
 				w.Go(func() { d.join(ctx, w.list, id, p) })
 			}
@@ -96,6 +107,13 @@ func (d *Detector) step(ctx context.Context, w *jobs) time.Duration {
 		}
 	}
 	return next.Sub(now)
+}
+
+// turn is how long to wait before joining a host that was a member: one of all those
+// who lost it is enough, and each that joins it sends it all it knows. Called with mu
+// held.
+func (d *Detector) turn() time.Duration {
+	return rand.N(time.Second * time.Duration(len(d.peers)+3) / 4)
 }
 
 // others is hosts that can show that this one is not cut off: members that are not
@@ -126,6 +144,9 @@ func (d *Detector) join(ctx context.Context, l *memberlist.Memberlist, id carric
 	p.joining = false
 	p.joinWait = min(max(2*p.joinWait, firstJoin), lastJoin)
 	p.joinAt = time.Now().Add(p.joinWait/2 + rand.N(p.joinWait/2+1))
+	if p.member {
+		p.joinAt = p.joinAt.Add(d.turn())
+	}
 	p.why = err
 	if err != nil {
 		if p.failures++; p.failures == loud && !p.member {
@@ -207,9 +228,9 @@ func (d *Detector) settle(id carrick.HostID, p *peer, lost time.Time, f found) {
 	}
 	switch f.said {
 	case something:
-		p.checkAt = now.Add(min(max(tenth, minPause), maxPause))
+		p.checkAt = now.Add(min(max(tenth, minPause, time.Duration(len(d.peers))*eachPause), maxPause))
 		if before != something {
-			p.joinAt, p.joinWait = now, 0
+			p.joinAt, p.joinWait = now.Add(d.turn()), 0
 		}
 		if p.down {
 			p.down, d.dirty = false, true
