@@ -13,7 +13,7 @@ func layers() [][]string {
 		{"kvstore", "netns"},
 		{"kvstore/internal/local", "internal/nl", "internal/nft", "cluster/journal", "cluster/snapshot"},
 		{"kvstore/memory", "kvstore/bolt", "kvstore/consul", "datapath/fdb", "datapath/announce"},
-		{"cluster", "datapath", "mirror", "probe"},
+		{"cluster", "datapath", "mirror", "probe", "gossip"},
 		{"ipam", "agent", "status"},
 		{"driver"},
 		{"internal/daemon"},
@@ -36,7 +36,7 @@ type apart struct {
 func separations() []apart {
 	return []apart{{
 		one:   []string{"dockerapi", "driver", "ipam", "cluster", "cluster/journal", "cluster/snapshot", "kvstore", "kvstore/memory", "kvstore/bolt", "kvstore/consul"},
-		other: []string{"netns", "internal/nl", "internal/nft", "datapath", "datapath/fdb", "datapath/announce", "probe"},
+		other: []string{"netns", "internal/nl", "internal/nft", "datapath", "datapath/fdb", "datapath/announce", "probe", "gossip"},
 		reason: "facts and effects meet as values in plan and in time in agent: " +
 			"a fact that pokes the kernel, or a row that asks the store, is a second path to the kernel that nobody audits",
 	}}
@@ -53,6 +53,8 @@ func libraries() []library {
 	return []library{
 		{[]string{"github.com/hashicorp/consul"}, []string{"kvstore/consul"},
 			"the store can be replaced because one package knows which it is"},
+		{[]string{"github.com/hashicorp/memberlist"}, []string{"gossip"},
+			"gossip tells hosts that are down; who speaks with members past it takes an agent's death for a host's"},
 		{[]string{"go.etcd.io/bbolt"}, []string{"kvstore/bolt", "cluster/journal"},
 			"a file format belongs to the package that owns the file"},
 		{[]string{"github.com/vishvananda/netlink", "github.com/vishvananda/netns"}, []string{"internal/nl", "internal/nltest"},
