@@ -237,12 +237,18 @@ func (h *Host) namespaceInventory(ctx context.Context, ns string) ([]string, err
 		case strings.HasPrefix(l, "table "), strings.HasPrefix(l, "chain "):
 			chain = strings.TrimSuffix(l, " {")
 			add("nft %s", chain)
+		case l == userJump && slices.Contains(inv, "nft "+chain+": "+l):
+			// 20.10 puts its jump to DOCKER-USER at the front again whenever a network
+			// comes, and two at once do so without looking (arrangeUserFilterRule).
 		case l != "" && l != "}":
 			add("nft %s: %s", chain, l)
 		}
 	}
 	return inv, nil
 }
+
+// userJump is how nft prints the engine's jump to the user's own chain.
+const userJump = "counter jump DOCKER-USER"
 
 // Inventory lists what all hosts that have power and the store hold, each line
 // with its place.
