@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"go/ast"
@@ -59,6 +60,7 @@ func samples() []sample {
 		of(&endpointsRecord{env, 1, 2, []carrick.Endpoint{endpoint(1)}}),
 		of(&headRecord{env, 1, 2, 0, []change{{Seq: 1, Host: host, Put: []carrick.Endpoint{endpoint(1)}, Mark: 5}, {Seq: 2, Host: host, Reread: true}}}),
 		of(&residentRecord{env}),
+		of(&keyRecord{env, bytes.Repeat([]byte{7}, keySize)}),
 		of(&specRecord{
 			envelope: env, Num: 1, Seq: 9, Network: net, Name: "app", Labels: map[string]string{"a": "b"}, Options: map[string]string{"mtu": "1400"},
 			IPAM: map[string]string{"tenant": "x"}, Attachable: true, Removal: &Removal{host, then}, Refusal: &Refusal{host, then, "in use", host},

@@ -124,6 +124,9 @@ func (in *inspection) add(e kvstore.Entry) error {
 			in.out.VNIs[carrick.VNI(n)] = r.Network
 		}
 		return err
+	case "key":
+		_, err := decode[keyRecord](e.Key, e.Value)
+		return err
 	case "spec":
 		r, err := decode[specRecord](e.Key, e.Value)
 		if err == nil && keySpec(r.Network.ID) != e.Key {

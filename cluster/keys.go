@@ -23,6 +23,7 @@ import (
 //	v1/tenant/TENANT              the tenant's address space: prefix -> network. One record, since
 //	                              only one record can see two hosts claim overlapping prefixes at once
 //	v1/vni/N                      which network has a VNI
+//	v1/key                        with which the agents encrypt what they tell each other directly
 //	v1/spec/ID                    what engines are told of a network, and whether it is being removed
 //	v1/spec                       nothing, as v1/removed
 //	v1/net/ID/conf                the network's configuration
@@ -34,6 +35,7 @@ import (
 const (
 	layout         = "v1/"
 	keyEpoch       = layout + "epoch"
+	keyKey         = layout + "key"
 	prefixRecovery = layout + "recovery/"
 	prefixRemoved  = layout + "removed/"
 	prefixAsks     = layout + "ask/"

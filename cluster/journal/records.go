@@ -117,6 +117,8 @@ type Meta struct {
 	Life uint64 `json:"life,omitempty"`
 	// Registered: the cluster has known this host.
 	Registered bool `json:"registered,omitempty"`
+	// Key is the cluster's, for what agents tell each other, in hex; "": not known yet.
+	Key string `json:"key,omitempty"`
 }
 
 type leaseKey struct {
