@@ -103,33 +103,23 @@ func (s *NamesSwitch) Set(ctx context.Context, n Names) error {
 // was, or gone, and must be read: others share the namespace. The table is not
 // refreshed then.
 func (s *NamesSwitch) Refresh(ctx context.Context) error {
-	return s.do(ctx, "refresh", func(c *nftables.Conn) error {
-		gen, err := s.generation()
-		if err != nil {
-			return err
-		}
-		if !s.known || gen != s.gen {
-			s.known = false
+	return s.do(ctx, "refresh", func(*nftables.Conn) error {
+		if !s.known {
 			return ErrNamesChanged
 		}
-		// Adding an element that is there leaves its time as it is (before 6.13), and
-		// deleting one that is not there fails.
-		set := namesSet(namesTable())
-		c.FlushSet(set)
-		if err := c.SetAddElements(set, namesKey()); err != nil {
-			return err
-		}
-		err = c.Flush()
-		if errors.Is(err, unix.ENOENT) {
+		err := refreshNames(s.raw, s.gen)
+		switch {
+		case errors.Is(err, unix.ERESTART), errors.Is(err, unix.ENOENT):
 			s.known = false
 			return fmt.Errorf("%w: %w", ErrNamesChanged, err)
+		case err != nil:
+			s.known = false
+			return err
 		}
-		// Whose transaction comes in between is seen the next time: it counts too.
-		s.gen = gen + 1
-		if s.gen == 0 { // nf_tables_commit: 0 is skipped
+		if s.gen++; s.gen == 0 { // nf_tables_commit leaves 0 out
 			s.gen = 1
 		}
-		return err
+		return nil
 	})
 }
 
@@ -249,6 +239,55 @@ func (s *NamesSwitch) generation() (uint32, error) {
 		}
 	}
 	return 0, errors.New("generation of the rules: the kernel did not say")
+}
+
+// refreshNames empties the set and puts the address in again, in a transaction that
+// fails with ERESTART unless the generation is this one (NFNL_BATCH_GENID, 4.12). It
+// is written by hand because every container costs it every second, and the library
+// cannot say the generation.
+//
+// Adding an element that is there leaves its time as it is before 6.13, and deleting
+// one that is not there fails; emptying does neither.
+func refreshNames(c *netlink.Conn, gen uint32) error {
+	const subsystem = unix.NFNL_SUBSYS_NFTABLES
+	set := []netlink.Attribute{
+		{Type: unix.NFTA_SET_ELEM_LIST_TABLE, Data: []byte(NamesTable + "\x00")},
+		{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: []byte(namesAlive + "\x00")},
+	}
+	value, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_DATA_VALUE, Data: []byte(resolver)}})
+	if err != nil {
+		return err
+	}
+	for _, around := range []uint16{unix.NFTA_SET_ELEM_KEY, unix.NFTA_LIST_ELEM} {
+		if value, err = netlink.MarshalAttributes([]netlink.Attribute{{Type: around | unix.NLA_F_NESTED, Data: value}}); err != nil {
+			return err
+		}
+	}
+	var list []netlink.Message
+	for _, m := range []struct {
+		kind   netlink.HeaderType
+		flags  netlink.HeaderFlags
+		header []byte // struct nfgenmsg
+		attrs  []netlink.Attribute
+	}{
+		{unix.NFNL_MSG_BATCH_BEGIN, 0, []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, subsystem},
+			[]netlink.Attribute{{Type: unix.NFNL_BATCH_GENID, Data: binary.BigEndian.AppendUint32(nil, gen)}}},
+		{subsystem<<8 | unix.NFT_MSG_DELSETELEM, 0, []byte{unix.NFPROTO_IPV4, unix.NFNETLINK_V0, 0, 0}, set},
+		{subsystem<<8 | unix.NFT_MSG_NEWSETELEM, netlink.Create | netlink.Acknowledge, []byte{unix.NFPROTO_IPV4, unix.NFNETLINK_V0, 0, 0},
+			append(set, netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_ELEMENTS | unix.NLA_F_NESTED, Data: value})},
+		{unix.NFNL_MSG_BATCH_END, 0, []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, subsystem}, nil},
+	} {
+		attrs, err := netlink.MarshalAttributes(m.attrs)
+		if err != nil {
+			return err
+		}
+		list = append(list, netlink.Message{Header: netlink.Header{Type: m.kind, Flags: netlink.Request | m.flags}, Data: append(m.header, attrs...)})
+	}
+	if _, err := c.SendMessages(list); err != nil {
+		return err
+	}
+	_, err = c.Receive()
+	return err
 }
 
 // The table's parts.
