@@ -2,6 +2,7 @@ package dns
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -116,4 +117,32 @@ func BenchmarkRefreshes(b *testing.B) {
 	}
 	b.ReportMetric(attach, "µs/attach")
 	b.ReportMetric(float64(used.Milliseconds())/float64(count)*1000, "cpu-ms/1000")
+}
+
+// BenchmarkAppear is the time from when Docker has mounted a namespace to when
+// questions are answered there, on engines before 28, where nothing waits for that.
+func BenchmarkAppear(b *testing.B) {
+	all := newSandboxes(b)
+	s, _ := agent(b)
+	var took time.Duration
+	n := 0
+	for b.Loop() {
+		n++
+		name := fmt.Sprint("late", n)
+		all.create("of-" + name)
+		key := all.key(name)
+		if err := s.Apply(b.Context(), []Sandbox{{key, []carrick.NetworkID{"n1"}}}); err != nil {
+			b.Fatal(err)
+		}
+		if err := os.WriteFile(key, nil, 0o444); err != nil {
+			b.Fatal(err)
+		}
+		if err := unix.Mount(all.key("of-"+name), key, "none", unix.MS_BIND, ""); err != nil {
+			b.Fatal(err)
+		}
+		mounted := time.Now()
+		eventually(b, "attached", func() bool { return health(b, s, key).State == Attached })
+		took += health(b, s, key).Since.Sub(mounted)
+	}
+	b.ReportMetric(float64(took.Microseconds())/float64(n), "µs-after-mount")
 }

@@ -40,7 +40,9 @@ func TestAgentProcess(t *testing.T) {
 	}
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	cancel()
-	<-done
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
 
 // startAgent starts one and waits until it answers. It is gone when the test ends.

@@ -252,8 +252,7 @@ func TestNamespaceComesLater(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = unix.Unmount(path+"/late", unix.MNT_DETACH) })
 			mounted := time.Now()
-			for health(t, s, key).State != Attached && time.Since(mounted) < longest {
-			}
+			eventually(t, "it is attached", func() bool { return health(t, s, key).State == Attached })
 			t.Logf("attached %v after the mount", health(t, s, key).Since.Sub(mounted))
 			if got := askOnce(t, source, "udp", "web", dns.TypeA); got != "10.9.0.1" {
 				t.Errorf("%s", got)
@@ -365,5 +364,72 @@ func TestServiceEnds(t *testing.T) {
 	}
 	if err := s.Ensure(t.Context(), Sandbox{Key: all.key("c")}); !errors.Is(err, ErrStopped) {
 		t.Errorf("%v", err)
+	}
+}
+
+// On engines from 28 on Join may come before the namespace's loopback device is up.
+func TestLoopbackComesUpLater(t *testing.T) {
+	t.Parallel()
+	all := newSandboxes(t)
+	ns, err := all.dirs.Create(t.Context(), "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	s, _ := agent(t)
+	ensure(t, s, all.key("c"), "n1")
+	nstest.Run(t, ns, "ip link set lo up")
+	for _, network := range []string{"udp", "tcp"} {
+		if got := askOnce(t, ns, network, "web", dns.TypeA); got != "10.9.0.1" {
+			t.Errorf("over %s: %s", network, got)
+		}
+	}
+}
+
+// What Ensure attached is not taken away by who collected his list before.
+func TestApplyWithAnOldList(t *testing.T) {
+	t.Parallel()
+	all := newSandboxes(t)
+	ns := all.create("c")
+	newDocker(t, ns, "nft")
+	s, _ := agent(t)
+	key := all.key("c")
+	ensure(t, s, key, "n1")
+	if err := s.Apply(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := askOnce(t, ns, "udp", "web", dns.TypeA); got != "10.9.0.1" {
+		t.Errorf("after an old list: %s", got)
+	}
+	// Once it was listed, a list without it means it.
+	for _, list := range [][]Sandbox{{{key, []carrick.NetworkID{"n1"}}}, nil} {
+		if err := s.Apply(t.Context(), list); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := askOnce(t, ns, "udp", "web", dns.TypeA); got != "NXDOMAIN" {
+		t.Errorf("after it left: %s", got)
+	}
+	// It comes and goes from all sides, and comes out as the last one said.
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 10 {
+				if err := s.Ensure(t.Context(), Sandbox{key, []carrick.NetworkID{"n1"}}); err != nil && !errors.Is(err, ErrStopped) {
+					t.Error(err)
+				}
+				if err := s.Apply(t.Context(), []Sandbox{{key, []carrick.NetworkID{"n1"}}}); err != nil {
+					t.Error(err)
+				}
+				if err := s.Apply(t.Context(), nil); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	ensure(t, s, key, "n1")
+	if err := s.Check(t.Context(), key); err != nil {
+		t.Error(err)
 	}
 }

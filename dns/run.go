@@ -24,9 +24,11 @@ const (
 func (s *Service) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.watch(ctx) })
-	ticker := time.NewTicker(refreshEvery / turns)
+	const step = refreshEvery / turns
+	ticker := time.NewTicker(step)
 	defer ticker.Stop()
-	for turn := 0; ; turn++ {
+	begin := time.Now()
+	for done := 0; ; {
 		select {
 		case <-ctx.Done():
 			wg.Wait()
@@ -34,14 +36,18 @@ func (s *Service) Run(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
-		for _, b := range s.turn(turn % turns) {
-			// One whose namespace is slow, because somebody there loads thousands of
-			// rules, does not hold up the others.
-			if b.busy.CompareAndSwap(false, true) {
-				wg.Go(func() {
-					defer b.busy.Store(false)
-					b.refresh(ctx)
-				})
+		// A ticker leaves out what comes too late for it, and every turn must come.
+		due := int(time.Since(begin) / step)
+		for done = max(done, due-turns); done < due; done++ {
+			for _, b := range s.turn(done % turns) {
+				// One whose namespace is slow, because somebody there loads thousands of
+				// rules, does not hold up the others.
+				if b.busy.CompareAndSwap(false, true) {
+					wg.Go(func() {
+						defer b.busy.Store(false)
+						b.refresh(ctx)
+					})
+				}
 			}
 		}
 	}

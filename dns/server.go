@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 
 	"github.com/carrick-net/carrick/netns"
 )
@@ -38,6 +40,8 @@ type server struct {
 	tcp *net.TCPListener
 	wg  sync.WaitGroup // the loops and the connections
 
+	from []byte // the control message that says where answers come from
+
 	mu     sync.Mutex // guards what follows
 	conns  map[net.Conn]struct{}
 	closed bool
@@ -51,7 +55,8 @@ func serve(ctx context.Context, ns netns.Namespace, r *responder, c *counters, m
 	if err != nil {
 		return nil, fmt.Errorf("sockets in network namespace %s: %w", ns.Name(), err)
 	}
-	s := &server{responder: r, counters: c, up: newUpstream(ns, mark), udp: udp, tcp: tcp, conns: map[net.Conn]struct{}{}}
+	s := &server{responder: r, counters: c, up: newUpstream(ns, mark), udp: udp, tcp: tcp, conns: map[net.Conn]struct{}{},
+		from: unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: resolver().Addr().As4()})}
 	s.wg.Go(s.datagrams)
 	s.wg.Go(s.accept)
 	return s, nil
@@ -123,7 +128,7 @@ func (s *server) datagrams() {
 		switch v {
 		case answer:
 			s.answered.Add(1)
-			_, _ = s.udp.WriteToUDPAddrPort(out, from)
+			s.send(out, from)
 		case forward:
 			s.forwarded.Add(1)
 			packet := append([]byte(nil), buf[:n]...)
@@ -132,10 +137,17 @@ func (s *server) datagrams() {
 					s.failed.Add(1)
 					out = failure(packet)
 				}
-				_, _ = s.udp.WriteToUDPAddrPort(out, from)
+				s.send(out, from)
 			})
 		}
 	}
+}
+
+// send sends an answer from the address that was asked. A socket that was bound
+// before there was any address in the namespace has no source of its own
+// (__inet_bind, where inet_addr_type says broadcast).
+func (s *server) send(packet []byte, to netip.AddrPort) {
+	_, _, _ = s.udp.WriteMsgUDPAddrPort(packet, s.from, to) // who is not answered asks again
 }
 
 // accept takes connections.

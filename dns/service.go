@@ -73,11 +73,11 @@ type Sandbox struct {
 type State int
 
 const (
-	// Waiting for its namespace, which is made a moment before the container starts.
+	// Waiting is for its namespace, which is made a moment before the container starts.
 	Waiting State = iota
-	// Attached: questions are answered by us.
+	// Attached is where questions are answered by us.
 	Attached
-	// Failed: they are answered by Docker's resolver, and it is tried again.
+	// Failed is where they are answered by Docker's resolver, and it is tried again.
 	Failed
 )
 
@@ -239,7 +239,7 @@ func (s *Service) Apply(ctx context.Context, list []Sandbox) error {
 		}
 	}
 	s.mu.Unlock()
-	each(gone, func(b *sandbox) error {
+	_ = each(gone, func(b *sandbox) error {
 		b.detach(context.WithoutCancel(ctx))
 		s.mu.Lock()
 		defer s.mu.Unlock()

@@ -18,12 +18,12 @@ import (
 type Kind int
 
 const (
-	// Unknown: nobody here has it, and others may be asked.
+	// Unknown is what nobody here has, and others may be asked.
 	Unknown Kind = iota
-	// NoData: it is somebody's, who has nothing of what was asked for, or must not be
+	// NoData is somebody's, who has nothing of what was asked for, or must not be
 	// found: nobody else is asked.
 	NoData
-	// Answered: there is an answer.
+	// Answered has an answer.
 	Answered
 )
 
