@@ -20,7 +20,7 @@ const (
 	// again after 5 s, unless told otherwise (resolv.conf(5)).
 	patience = 5 * time.Second
 	// maxForwarded is how many of a container's questions may wait for it. Docker's
-	// own bound is 100 before 23.0, and 1024 since.
+	// own bound is 1024 (libnetwork, resolver.go), and more than that it drops.
 	maxForwarded = 512
 	// flowIdle is how long a socket is kept that nobody waits for.
 	flowIdle = 10 * time.Second
