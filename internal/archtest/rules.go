@@ -9,11 +9,12 @@ package archtest
 func layers() [][]string {
 	return [][]string{
 		{"."},
-		{"plan", "dockerapi", "check"},
+		{"plan", "dockerapi", "check", "dns/zone"},
 		{"kvstore", "netns"},
 		{"kvstore/internal/local", "internal/nl", "internal/nft", "cluster/journal", "cluster/snapshot"},
 		{"kvstore/memory", "kvstore/bolt", "kvstore/consul", "datapath/fdb", "datapath/announce"},
-		{"cluster", "datapath", "mirror", "probe", "gossip"},
+		{"cluster", "datapath", "probe", "gossip", "dns"},
+		{"mirror"},
 		{"ipam", "agent", "status"},
 		{"driver"},
 		{"internal/daemon"},
@@ -36,7 +37,7 @@ type apart struct {
 func separations() []apart {
 	return []apart{{
 		one:   []string{"dockerapi", "driver", "ipam", "cluster", "cluster/journal", "cluster/snapshot", "kvstore", "kvstore/memory", "kvstore/bolt", "kvstore/consul"},
-		other: []string{"netns", "internal/nl", "internal/nft", "datapath", "datapath/fdb", "datapath/announce", "probe", "gossip"},
+		other: []string{"netns", "internal/nl", "internal/nft", "datapath", "datapath/fdb", "datapath/announce", "probe", "dns", "dns/zone", "gossip"},
 		reason: "facts and effects meet as values in plan and in time in agent: " +
 			"a fact that pokes the kernel, or a row that asks the store, is a second path to the kernel that nobody audits",
 	}}
@@ -60,7 +61,9 @@ func libraries() []library {
 		{[]string{"github.com/vishvananda/netlink", "github.com/vishvananda/netns"}, []string{"internal/nl", "internal/nltest"},
 			"internal/nl repeats interrupted dumps and translates errors; a call past it gets partial lists and takes them for the truth"},
 		{[]string{"github.com/google/nftables", "github.com/mdlayher/netlink"}, []string{"internal/nft"},
-			"internal/nft makes one table and reads it back; a rule from elsewhere is one that no audit compares"},
+			"internal/nft makes its tables and reads them back; a rule from elsewhere is one that no audit compares"},
+		{[]string{"github.com/miekg/dns"}, []string{"dns"},
+			"the wire format of names ends in dns, whose zones are in our types"},
 		{[]string{"github.com/moby/moby", "github.com/docker/docker"}, []string{"mirror"},
 			"mirror is where the engine's API is kept out of the plugin's handlers, from which it can deadlock"},
 		{[]string{"github.com/docker/go-plugins-helpers", "github.com/docker/go-connections", "github.com/coreos/go-systemd"}, []string{"dockerapi"},

@@ -1,4 +1,4 @@
-// Package nft keeps the nftables tables that Carrick puts into a network's
+// Package nft keeps the nftables tables that Carrick makes. Two are in a network's
 // namespace: one holds down the MSS of TCP connections through a device, the other
 // what each port may send to all. It is the only importer of an nftables library and
 // decides nothing.
