@@ -71,15 +71,16 @@ func (c *Cluster) RemoveEndpoint(id carrick.EndpointID) error {
 	return nil
 }
 
-// MarkJoined records that an endpoint's Join has returned.
-func (c *Cluster) MarkJoined(id carrick.EndpointID) error {
+// MarkJoined records that an endpoint's Join has returned, and the sandbox that it
+// named.
+func (c *Cluster) MarkJoined(id carrick.EndpointID, sandbox string) error {
 	return c.jr.Update(func(tx *journal.Tx) error {
 		e, ok := tx.Endpoint(id)
 		if !ok {
 			return fmt.Errorf("endpoint %s: %w", id.Short(), journal.ErrNotFound)
 		}
-		if !e.Joined {
-			e.Joined = true
+		if !e.Joined || e.Sandbox != sandbox {
+			e.Joined, e.Sandbox = true, sandbox
 			tx.PutEndpoint(e)
 		}
 		return nil

@@ -45,7 +45,14 @@ type Reservations interface {
 	Done(ipam.Reservation)
 }
 
-// Config is what a Driver needs; all fields but Own are required.
+// Names has containers' questions for names answered.
+type Names interface {
+	// Joined returns when they are in a sandbox, or are sure to be as soon as it has a
+	// namespace.
+	Joined(ctx context.Context, network carrick.NetworkID, sandbox string) error
+}
+
+// Config is what a Driver needs; all fields but Own and Names are required.
 type Config struct {
 	Cluster  *cluster.Cluster
 	Pools    Reservations
@@ -55,6 +62,8 @@ type Config struct {
 	// user, whose wish is every host's. nil: nobody takes networks away elsewhere, and
 	// a removal is this host's alone.
 	Own func(carrick.DockerNetworkID) bool
+	// Names is told of containers; nil: Docker's resolver alone answers them.
+	Names Names
 }
 
 // Limits of waiting inside a call.
@@ -62,6 +71,7 @@ const (
 	joinLimit     = 10 * time.Second // Join's verdict
 	snapshotLimit = time.Second      // a network's first snapshot on this host, once, while the store answers
 	storeLimit    = 8 * time.Second  // whatever asks the store
+	namesLimit    = time.Second      // until a container's questions are answered
 )
 
 // Driver implements [dockerapi.NetworkDriver]. It holds no state of its own:
@@ -296,7 +306,7 @@ func (d *Driver) Join(ctx context.Context, r dockerapi.JoinRequest) (dockerapi.J
 	if _, err := d.cfg.Cluster.Journal().Endpoint(r.Endpoint); err != nil {
 		return dockerapi.JoinResponse{}, fmt.Errorf("join: %w: start the container again", err)
 	}
-	if err := d.join(ctx, n, r.Endpoint); err != nil {
+	if err := d.join(ctx, n, r.Endpoint, r.SandboxKey); err != nil {
 		// Engines differ in whether DeleteEndpoint follows.
 		return dockerapi.JoinResponse{}, errors.Join(
 			fmt.Errorf("network %s: endpoint %s: %w", n.Label(), r.Endpoint.Short(), err),
@@ -310,7 +320,7 @@ func (d *Driver) Join(ctx context.Context, r dockerapi.JoinRequest) (dockerapi.J
 	}, nil
 }
 
-func (d *Driver) join(ctx context.Context, n carrick.Network, ep carrick.EndpointID) error {
+func (d *Driver) join(ctx context.Context, n carrick.Network, ep carrick.EndpointID, sandbox string) error {
 	ctx, cancel := context.WithTimeout(ctx, joinLimit)
 	defer cancel()
 	d.cfg.Cluster.Follow(n.ID)
@@ -323,7 +333,18 @@ func (d *Driver) join(ctx context.Context, n carrick.Network, ep carrick.Endpoin
 	if err := d.cfg.Realizer.Realize(ctx, n.ID, ep); err != nil {
 		return err
 	}
-	return d.cfg.Cluster.MarkJoined(ep)
+	if err := d.cfg.Cluster.MarkJoined(ep, sandbox); err != nil {
+		return err
+	}
+	if d.cfg.Names == nil {
+		return nil
+	}
+	nctx, ncancel := context.WithTimeout(ctx, namesLimit)
+	defer ncancel()
+	if err := d.cfg.Names.Joined(nctx, n.ID, sandbox); err != nil {
+		d.cfg.Log.Warn("names are answered by Docker's resolver alone in a container", "network", n.Label(), "endpoint", ep.Short(), "err", err)
+	}
+	return nil
 }
 
 // EndpointInfo has nothing to tell; engines fail a start if it is an error.

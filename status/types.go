@@ -45,7 +45,26 @@ type Status struct {
 	DriftKinds map[string]int `json:"drift_kinds,omitempty"`
 	Recent     []Drift        `json:"drift_recent,omitempty"`
 	Audits     Reading        `json:"audits"`
+	Names      Names          `json:"names"`
 	Problems   []string       `json:"problems"`
+}
+
+// Names is how containers' questions for names are answered on this host.
+type Names struct {
+	Answering int    `json:"answering"`         // containers' namespaces in which we answer
+	Waiting   int    `json:"waiting,omitempty"` // that are not there yet
+	Failed    int    `json:"failed,omitempty"`  // in which Docker's resolver alone answers
+	Error     string `json:"error,omitempty"`   // why, of one of them
+	// Questions since the containers started: answered here, passed on to Docker's
+	// resolver, and of these not answered by it.
+	Answered   uint64 `json:"answered"`
+	Forwarded  uint64 `json:"forwarded"`
+	Unanswered uint64 `json:"unanswered,omitempty"`
+	// Members is how many other agents are heard, Down the hosts that are down for sure,
+	// and Gossip why agents do not hear of each other.
+	Members int      `json:"members"`
+	Down    []string `json:"down,omitempty"`
+	Gossip  string   `json:"gossip,omitempty"`
 }
 
 // Epoch is the store's state as far as its past goes.

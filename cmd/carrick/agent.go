@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/carrick-net/carrick/gossip"
 	"github.com/carrick-net/carrick/internal/daemon"
 	"github.com/carrick-net/carrick/ipam"
 )
@@ -57,6 +59,7 @@ func agentFlags(f *pflag.FlagSet) {
 	f.String("api-socket", defaultAPISocket, "where the other verbs find the agent")
 	f.String("docker", "unix:///var/run/docker.sock", "the engine's API: with it, a network made on one host is made on all, and names are known;\n\"\" = do not use it")
 	f.Bool("mirror", true, "a network made on any host is made on this one, and removed with it; needs --docker")
+	f.Uint16("gossip-port", gossip.DefaultPort, "UDP and TCP port on which agents find out within seconds that a host is gone, for names alone; the same on all hosts, 0 = off")
 	f.Bool("managed", false, "this agent is a managed plugin, which the engine knows by the plugin's name and tag")
 	f.String("node", "", "this host's name in the cluster (default the hostname)")
 	f.String("advertise", "", "address or interface of the VTEP (default the source of the default route)")
@@ -134,9 +137,13 @@ func agentConfig(flags *pflag.FlagSet, stderr io.Writer) (daemon.Config, *slog.L
 	if err != nil {
 		return none, nil, fmt.Errorf("--host-grace %q: want a duration like 30m, or 0", k.String("host-grace"))
 	}
+	gossipPort, err := strconv.ParseUint(k.String("gossip-port"), 10, 16)
+	if err != nil {
+		return none, nil, fmt.Errorf("--gossip-port %q: want a port from 1 to 65535, or 0", k.String("gossip-port"))
+	}
 	return daemon.Config{
 		Store: k.String("store"), StateDir: k.String("state-dir"), PluginSocket: k.String("plugin-socket"), APISocket: k.String("api-socket"),
-		Docker: k.String("docker"), Managed: k.Bool("managed"), Mirror: k.Bool("mirror"), Node: node, Advertise: k.String("advertise"), HTTP: k.String("http"), NetnsDir: k.String("netns-dir"),
+		Docker: k.String("docker"), Managed: k.Bool("managed"), GossipPort: uint16(gossipPort), Mirror: k.Bool("mirror"), Node: node, Advertise: k.String("advertise"), HTTP: k.String("http"), NetnsDir: k.String("netns-dir"),
 		DefaultPools: pools, TokenFile: k.String("consul-token-file"), Audit: audit, HostGrace: grace, Version: version,
 	}, log, nil
 }

@@ -37,6 +37,7 @@ func printStatus(w io.Writer, s status.Status, now time.Time) error {
 		[2]string{"epoch", epoch(s.Epoch, now)},
 		[2]string{"engine", link(s.Engine, now)},
 		[2]string{"here", plural(s.Networks, "network") + ", " + plural(s.Local, "endpoint")},
+		[2]string{"names", names(s.Names)},
 		[2]string{"published", published(s, now)},
 		[2]string{"fence", fence(s)},
 		[2]string{"drift", drift(s)},
@@ -57,6 +58,24 @@ func printStatus(w io.Writer, s status.Status, now time.Time) error {
 	}
 	_, err = fmt.Fprintf(w, "\nNeeds attention:\n  %s\n", strings.Join(s.Problems, "\n  "))
 	return err
+}
+
+func names(n status.Names) string {
+	if n.Answering+n.Waiting+n.Failed == 0 && n.Gossip == "" && len(n.Down) == 0 {
+		return ""
+	}
+	out := "answered in " + plural(n.Answering, "container")
+	if n.Failed > 0 {
+		out += fmt.Sprintf(", not in %d", n.Failed)
+	}
+	out += fmt.Sprintf("; %d answers, %d questions passed on", n.Answered, n.Forwarded)
+	if len(n.Down) > 0 {
+		out += "; down: " + strings.Join(n.Down, ", ")
+	}
+	if n.Gossip != "" {
+		out += "; no gossip: " + n.Gossip
+	}
+	return out
 }
 
 func drift(s status.Status) string {

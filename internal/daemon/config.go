@@ -27,6 +27,7 @@ type Config struct {
 	APISocket    string
 	Docker       string // URL of the engine's API; "" = not used
 	Mirror       bool   // the cluster's networks are made on this host's engine
+	GossipPort   uint16 // 0 = off
 	Managed      bool   // the engine knows this agent as a managed plugin
 	Node         string
 	Advertise    string // address or interface; "" = source of the default route

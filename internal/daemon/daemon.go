@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -16,8 +17,10 @@ import (
 	"github.com/carrick-net/carrick/cluster/snapshot"
 	"github.com/carrick-net/carrick/datapath"
 	"github.com/carrick-net/carrick/datapath/announce"
+	"github.com/carrick-net/carrick/dns"
 	"github.com/carrick-net/carrick/dockerapi"
 	"github.com/carrick-net/carrick/driver"
+	"github.com/carrick-net/carrick/gossip"
 	"github.com/carrick-net/carrick/internal/nft"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/ipam"
@@ -71,6 +74,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	// reconciler of changes; nothing is told before both are there.
 	var rec atomic.Pointer[agent.Reconciler]
 	var mir atomic.Pointer[mirror.Mirror]
+	var names atomic.Pointer[agent.Names]
 	var engine *mirror.Engine
 	if cfg.Docker != "" {
 		if engine, err = mirror.Connect(cfg.Docker); err != nil {
@@ -85,6 +89,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		Changed: func(id carrick.NetworkID) {
 			if r := rec.Load(); r != nil {
 				r.Changed(id)
+			}
+			if n := names.Load(); n != nil {
+				n.Changed(id)
 			}
 		},
 		SpecsChanged: func() {
@@ -123,6 +130,22 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	})
 
 	tasks := []agent.Task{cl, src.rec, ways, src.prober}
+	src.answers = dns.New(dns.Config{Host: cl.Self(), Root: sandboxPath(cfg.NetnsDir), Log: log.With("part", "dns")})
+	answering := agent.NamesConfig{Facts: cl, Answerer: src.answers, Log: log.With("part", "names")}
+	if cfg.GossipPort != 0 && strings.HasPrefix(cfg.Store, "consul://") { // a file is one host's
+		src.detector = &detector{cluster: cl, log: log, cfg: gossip.Config{
+			Self: cl.Self(), Addr: under.Addr, Port: cfg.GossipPort, Log: log.With("part", "gossip"),
+			Changed: func() {
+				if n := names.Load(); n != nil {
+					n.Look()
+				}
+			},
+		}}
+		answering.Detector = peersAndDown{src.detector}
+		tasks = append(tasks, src.detector)
+	}
+	names.Store(agent.NewNames(answering))
+	tasks = append(tasks, names.Load())
 	var stale func()
 	var own func(carrick.DockerNetworkID) bool
 	if engine != nil {
@@ -141,7 +164,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		Cluster: cl, Defaults: pools, HostPrefixes: overlay.HostPrefixes, Log: log.With("part", "ipam"), StaleAlias: stale,
 	})
 	networks := driver.New(driver.Config{
-		Cluster: cl, Pools: addresses, Realizer: src.rec, Log: log.With("part", "driver"), Own: own,
+		Cluster: cl, Pools: addresses, Realizer: src.rec, Log: log.With("part", "driver"), Own: own, Names: names.Load(),
 	})
 	server, err := dockerapi.NewServer(dockerapi.Config{
 		Network: networks, IPAM: addresses, Log: log.With("part", "dockerapi"), Observe: metrics.Call,

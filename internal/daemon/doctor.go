@@ -176,7 +176,7 @@ func (s *source) Doctor(ctx context.Context) ([]status.Checked, error) {
 	for _, p := range st.Problems {
 		what, _, _ := strings.Cut(p, " ")
 		switch what {
-		case "store", "engine":
+		case "store", "engine", "names:":
 			continue // said above
 		case "network":
 		default:
@@ -191,6 +191,7 @@ func (s *source) Doctor(ctx context.Context) ([]status.Checked, error) {
 	if !wrong["network"] {
 		out = append(out, status.OK("network", "%d on this host with %d endpoints, in the kernel as planned", st.Networks, st.Local))
 	}
+	out = append(out, s.checkNames(ctx)...)
 	out = append(out, checkAudits(st, time.Now()))
 	return out, nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/carrick-net/carrick/agent"
 	"github.com/carrick-net/carrick/cluster"
 	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/dns"
 	"github.com/carrick-net/carrick/mirror"
 	"github.com/carrick-net/carrick/plan"
 	"github.com/carrick-net/carrick/probe"
@@ -22,16 +23,18 @@ import (
 
 // source answers the admin API from the parts of a running agent.
 type source struct {
-	cfg     Config
-	under   underlay
-	cluster *cluster.Cluster
-	rec     *agent.Reconciler
-	overlay *datapath.Overlay
-	witness mirror.Witness
-	prober  *probe.Prober  // nil: no probes
-	engine  engine         // nil without --docker
-	mirror  *mirror.Mirror // nil without --docker
-	started time.Time
+	cfg      Config
+	under    underlay
+	cluster  *cluster.Cluster
+	rec      *agent.Reconciler
+	overlay  *datapath.Overlay
+	witness  mirror.Witness
+	prober   *probe.Prober  // nil: no probes
+	engine   engine         // nil without --docker
+	mirror   *mirror.Mirror // nil without --docker
+	answers  *dns.Service   // nil: names are not answered
+	detector *detector      // nil: agents do not gossip
+	started  time.Time
 	// wait waits before a second look; nil: with a timer.
 	wait func(context.Context, time.Duration) error
 }

@@ -127,6 +127,9 @@ func (s *source) Status(ctx context.Context) (status.Status, error) {
 	if s.mirror != nil && !out.Engine.OK {
 		problem("engine %s: %s", out.Engine.URL, out.Engine.Error)
 	}
+	if out.Names = s.namesHealth(); out.Names.Failed > 0 {
+		problem("names: in %d containers Docker's resolver alone answers, which knows this host's containers alone: %s", out.Names.Failed, out.Names.Error)
+	}
 	if s.mirror != nil {
 		out.Problems = append(out.Problems, s.mirror.Problems()...)
 	}
