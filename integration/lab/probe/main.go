@@ -11,6 +11,8 @@
 //	probe pulse [-every D] ADDR     pings and packets until SIGTERM, then when none was answered
 //	probe say [-if L] TEXT ADDR     one UDP packet, to a broadcast address or a group as well
 //	probe join [-if L] GROUP        print what is said to a group
+//	probe lookup [-tcp] NAME...     print what names or addresses resolve to, a line each
+//	probe watch [-every D] NAME...  resolve names until SIGTERM, and ask who is there
 //	probe shout [-if L] [-for D] TEXT ADDR  say it as often as possible
 //
 // ADDR is the address of a host or container that runs `probe serve`.
@@ -39,7 +41,7 @@ const (
 )
 
 // errUsage ends the program with status 2.
-var errUsage = errors.New("usage: probe serve | get [-wait D] URL | send [-mb N] ADDR | dfping [-size N] [-wait D] ADDR | flow [-tcp] [-every D] [-count N] ADDR | pulse [-every D] ADDR | say [-if LINK] TEXT ADDR | join [-if LINK] GROUP | shout [-if LINK] [-for D] TEXT ADDR")
+var errUsage = errors.New("usage: probe serve | get [-wait D] URL | send [-mb N] ADDR | dfping [-size N] [-wait D] ADDR | flow [-tcp] [-every D] [-count N] ADDR | pulse [-every D] ADDR | say [-if LINK] TEXT ADDR | join [-if LINK] GROUP | shout [-if LINK] [-for D] TEXT ADDR | lookup [-tcp] [-wait D] NAME... | watch [-every D] NAME...")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
@@ -73,6 +75,12 @@ func run(ctx context.Context, args []string) error {
 	}
 	if args[0] == "serve" && f.NArg() == 0 {
 		return serve(ctx)
+	}
+	if args[0] == "lookup" && f.NArg() > 0 {
+		return lookup(ctx, f.Args(), *tcp, *wait)
+	}
+	if args[0] == "watch" && f.NArg() > 0 {
+		return watch(ctx, f.Args(), *every)
 	}
 	if args[0] == "say" && f.NArg() == 2 {
 		return say(ctx, *link, f.Arg(0), f.Arg(1), 0)
