@@ -107,6 +107,7 @@ type Mirror struct {
 	err        error                            // of the last look; guarded by mu
 	seen       time.Time                        // of the last good look; guarded by mu
 	removing   map[carrick.DockerNetworkID]bool // by us; guarded by mu
+	making     map[carrick.NetworkID]bool       // by us; guarded by mu
 	problems   map[carrick.NetworkID]string     // guarded by mu
 	driverName string                           // "": not asked yet; guarded by mu
 }
@@ -127,7 +128,7 @@ func New(cfg Config) *Mirror {
 	}
 	m := &Mirror{
 		cfg: cfg, kick: make(chan struct{}, 1), kickNetworks: make(chan struct{}, 1),
-		told: map[carrick.DockerNetworkID]bool{}, removing: map[carrick.DockerNetworkID]bool{},
+		told: map[carrick.DockerNetworkID]bool{}, removing: map[carrick.DockerNetworkID]bool{}, making: map[carrick.NetworkID]bool{},
 	}
 	m.names = newNames(m)
 	return m

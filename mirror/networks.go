@@ -39,12 +39,14 @@ const miscount = 2 * time.Second
 // retryEvery is how often what an engine refused is tried again without a reason.
 const retryEvery = 5 * time.Second
 
-// Removing says whether mirror itself is having an engine's network removed, so that
-// the driver's DeleteNetwork is not a user's wish.
+// Removing says whether mirror itself is having an engine's network removed, or is
+// having it made and the engine gives up (its disk is full): the driver's
+// DeleteNetwork is not a user's wish.
 func (m *Mirror) Removing(id carrick.DockerNetworkID) bool {
+	n, err := m.cfg.Facts.Journal().ByAlias(id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.removing[id]
+	return m.removing[id] || err == nil && m.making[n.Conf.ID]
 }
 
 // Problems says what keeps this host's engine from having the cluster's networks, in
@@ -236,7 +238,9 @@ func (m *Mirror) create(ctx context.Context, s cluster.Spec) string {
 	if s.Network.Tenant != carrick.DefaultTenant {
 		w.IPAM[optionTenant] = s.Network.Tenant
 	}
+	m.setMaking(s.Network.ID, true)
 	id, err := m.cfg.Engine.CreateNetwork(ctx, w)
+	m.setMaking(s.Network.ID, false)
 	switch {
 	case err == nil:
 		m.cfg.Log.Info("network made, as on the other hosts", "name", s.Name, "network", s.Network.ID, "docker", id.Short())
@@ -249,6 +253,16 @@ func (m *Mirror) create(ctx context.Context, s cluster.Spec) string {
 		return fails(err)
 	}
 	return ""
+}
+
+func (m *Mirror) setMaking(id carrick.NetworkID, making bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if making {
+		m.making[id] = true
+	} else {
+		delete(m.making, id)
+	}
 }
 
 // removed says whether a create was refused because the network is on its way out:
