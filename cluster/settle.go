@@ -60,6 +60,7 @@ func (c *Cluster) settle(ctx context.Context) error {
 				c.log.Debug("network not left yet", "network", n.Conf.ID, "err", err)
 			}
 		}
+		c.keepUsed(ctx)
 		if err := c.freeAll(ctx); err != nil {
 			c.log.Debug("blocks not freed yet", "err", err)
 		}

@@ -244,6 +244,30 @@ func (c *Cluster) KeepNetwork(ctx context.Context, id carrick.NetworkID, why str
 	}
 }
 
+// keepUsed keeps networks that are to go and that containers of this host are in, if
+// no engine is asked here.
+func (c *Cluster) keepUsed(ctx context.Context) {
+	if !c.cfg.Apart {
+		return
+	}
+	specs, _ := c.Specs()
+	for _, s := range specs {
+		rec, err := c.jr.Network(s.Network.ID)
+		if s.Removal == nil || err != nil || rec.Leaving {
+			continue
+		}
+		eps := len(c.jr.Endpoints(s.Network.ID))
+		if eps == 0 {
+			continue
+		}
+		c.log.Warn("network was removed on host "+c.HostName(s.Removal.Host)+" and stays: it is in use here", "name", s.Name, "network", s.Network.ID, "endpoints", eps)
+		why := fmt.Sprintf("%d endpoints of containers are in it, and its agent takes no network away from the engine (--mirror, --docker): stop them, and run docker network rm there first", eps)
+		if err := c.KeepNetwork(ctx, s.Network.ID, why); err != nil {
+			c.log.Debug("the others do not know yet that a network stays", "network", s.Name, "err", err)
+		}
+	}
+}
+
 func (c *Cluster) tryKeep(ctx context.Context, id carrick.NetworkID, why string) error {
 	old, v, err := get[specRecord](ctx, c, keySpec(id))
 	if err != nil || old.Removal == nil {
@@ -283,7 +307,7 @@ func (c *Cluster) notRemoving(ctx context.Context, t *kvstore.Txn, id carrick.Ne
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("subnet %s: %w since %s (docker network rm on %s), and waits for %s: start what is off there, or name a host that is gone for good with carrick node rm",
+	return fmt.Errorf("subnet %s: %w since %s (docker network rm on %s), and waits for %s: start what is off there, run docker network rm there if its agent does not (--mirror=false), or name a host that is gone for good with carrick node rm",
 		s.Network.Subnets(), ErrRemoving, s.Removal.At.Format(time.DateTime), c.HostName(s.Removal.Host), strings.Join(waits, ", "))
 }
 
