@@ -66,7 +66,8 @@ func (s Spec) Before(o Spec) bool {
 
 // specRecord is a Spec in the store. It is not written again in a recovery by whoever
 // has it in a journal, for no journal has it: every engine that has the network can
-// tell it anew, and that one is missing removes nothing.
+// tell it anew, and that one is missing removes nothing. A removal does not outlive
+// the store's past: see sweepStale.
 type specRecord struct {
 	envelope
 	Num        uint32            `json:"num"`
@@ -144,6 +145,21 @@ func (c *Cluster) Specs() (specs []Spec, ok bool) {
 		return 1
 	})
 	return specs, c.specsOK
+}
+
+// Spec returns what the engines of all hosts should have of a network now. Whoever is
+// about to remove something because of what it heard asks first: the store may have
+// been restored from a backup since, and want what nobody wants any more. Errors:
+// [ErrUnknownNetwork], [ErrRecovering], or the store's.
+func (c *Cluster) Spec(ctx context.Context, id carrick.NetworkID) (Spec, error) {
+	if _, _, err := c.readEpoch(ctx); err != nil {
+		return Spec{}, err
+	}
+	r, v, err := get[specRecord](ctx, c, keySpec(id))
+	if err == nil && v == 0 {
+		err = fmt.Errorf("network %s: %w", id, ErrUnknownNetwork)
+	}
+	return r.spec(), err
 }
 
 // Describe makes a network of this host known to the engines of all hosts, unless it
@@ -273,16 +289,9 @@ func (c *Cluster) tryKeep(ctx context.Context, id carrick.NetworkID, why string)
 	if err != nil || old.Removal == nil {
 		return err
 	}
-	next := old
-	next.Refusal = &Refusal{Host: c.self, At: time.Now().UTC(), Why: why, By: old.Removal.Host}
-	next.Removal = nil
 	var encErr error
-	t := (&kvstore.Txn{}).Version(keySpec(id), v)
-	if next.Name == "" { // nobody can make it anywhere else
-		t.Delete(keySpec(id))
-	} else {
-		put(t, &encErr, keySpec(id), &next)
-	}
+	t := &kvstore.Txn{}
+	old.keep(t, &encErr, v, c.self, why)
 	if encErr != nil {
 		return encErr
 	}
@@ -290,6 +299,20 @@ func (c *Cluster) tryKeep(ctx context.Context, id carrick.NetworkID, why string)
 		return fmt.Errorf("keep network %s: %w", id, err)
 	}
 	return nil
+}
+
+// keep adds to a transaction that a removal has come to nothing.
+func (r *specRecord) keep(t *kvstore.Txn, encErr *error, v kvstore.Revision, by carrick.HostID, why string) {
+	key := keySpec(r.Network.ID)
+	t.Version(key, v)
+	if r.Name == "" { // nobody can make it anywhere else
+		t.Delete(key)
+		return
+	}
+	next := *r
+	next.Refusal = &Refusal{Host: by, At: time.Now().UTC(), Why: why, By: r.Removal.Host}
+	next.Removal = nil
+	put(t, encErr, key, &next)
 }
 
 // notRemoving adds to a join that nobody wants the network gone, or says who does

@@ -22,6 +22,8 @@ type Facts interface {
 	SetNames(id carrick.EndpointID, names []string, unhealthy bool) error
 
 	Specs() ([]cluster.Spec, bool)
+	// Spec is one of them as the store has it now.
+	Spec(ctx context.Context, id carrick.NetworkID) (cluster.Spec, error)
 	Describe(ctx context.Context, id carrick.NetworkID, s cluster.Spec) error
 	KeepNetwork(ctx context.Context, id carrick.NetworkID, why string) error
 	HostName(id carrick.HostID) string

@@ -283,9 +283,21 @@ func withNetwork(opts map[string]string, s cluster.Spec) map[string]string {
 	return out
 }
 
+// specNow asks the store, and does not hold the others up for long if it is slow.
+func (m *Mirror) specNow(ctx context.Context, id carrick.NetworkID) (cluster.Spec, error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	return m.cfg.Facts.Spec(ctx, id)
+}
+
 // takeAway removes a Docker network that somebody wants gone everywhere. If the
 // engine refuses, it stays everywhere.
 func (m *Mirror) takeAway(ctx context.Context, s cluster.Spec, a journal.Alias, listed bool) string {
+	if now, err := m.specNow(ctx, s.Network.ID); err != nil || now.Removal == nil {
+		m.cfg.Log.Debug("network not removed", "network", s.Name, "err", err)
+		m.retrySoon()
+		return ""
+	}
 	if !listed {
 		if len(m.cfg.Facts.Journal().Endpoints(s.Network.ID)) > 0 {
 			return "" // the other look asks the kernel
@@ -335,7 +347,16 @@ func (m *Mirror) removeIdle(ctx context.Context, id carrick.NetworkID, docker ca
 // giveWay removes a Docker network whose name another of the cluster had first, if
 // nobody uses it; the other is made in its place.
 func (m *Mirror) giveWay(ctx context.Context, s, first cluster.Spec, a journal.Alias) string {
+	if now, err := m.specNow(ctx, first.Network.ID); err != nil || now.Removal != nil {
+		m.cfg.Log.Debug("network does not give way", "network", s.Name, "err", err)
+		m.retrySoon()
+		return ""
+	}
 	err := m.removeIdle(ctx, s.Network.ID, a.Docker)
+	if err != nil && !errors.Is(err, ErrInUse) {
+		return fmt.Sprintf("network %s is %s on this host and %s on others, which was there first, and cannot be replaced yet: %v",
+			s.Name, s.Network.Subnets(), first.Network.Subnets(), err)
+	}
 	if err == nil {
 		m.cfg.Log.Warn("network removed: another of the same name was there first, and takes its place", "name", s.Name, "removed", s.Network.Subnets(), "first", first.Network.Subnets())
 		m.networksSoon()
