@@ -126,11 +126,16 @@ func (c *Cluster) watchSpecs(ctx context.Context) error {
 		c.mu.Lock()
 		c.specs, c.specsOK = specs, true
 		c.mu.Unlock()
-		if c.cfg.SpecsChanged != nil {
-			c.cfg.SpecsChanged()
-		}
+		c.specsChanged()
 		return nil
 	})
+}
+
+// specsChanged has whoever keeps the engine's networks compare them.
+func (c *Cluster) specsChanged() {
+	if c.cfg.SpecsChanged != nil {
+		c.cfg.SpecsChanged()
+	}
 }
 
 // Specs returns what the engines of all hosts should have, as last heard, in the

@@ -27,6 +27,10 @@ type Facts interface {
 	Describe(ctx context.Context, id carrick.NetworkID, s cluster.Spec) error
 	KeepNetwork(ctx context.Context, id carrick.NetworkID, why string) error
 	HostName(id carrick.HostID) string
+	// Ended are networks of the engine that the cluster ended while this host was removed
+	// from it; ForgetEnded tells that one is gone.
+	Ended() []carrick.DockerNetworkID
+	ForgetEnded(id carrick.DockerNetworkID) error
 	// StoreAway says whether the store is known not to answer, or is being recovered.
 	StoreAway() bool
 }

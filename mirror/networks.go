@@ -158,6 +158,11 @@ func (m *Mirror) tasks(specs []cluster.Spec, networks map[carrick.DockerNetworkI
 		}
 	}
 	var out []task
+	ended := m.cfg.Facts.Ended()
+	for _, id := range ended {
+		at, listed := networks[id]
+		out = append(out, task{carrick.NetworkID(id), func(ctx context.Context) string { return m.end(ctx, id, at, listed) }})
+	}
 	for id, n := range here {
 		if n.Leaving {
 			continue
@@ -187,6 +192,7 @@ func (m *Mirror) tasks(specs []cluster.Spec, networks map[carrick.DockerNetworkI
 		switch {
 		case !ok:
 			out = append(out, task{id, func(ctx context.Context) string { return m.create(ctx, s) }})
+		case slices.Contains(ended, taken): // which is being removed
 		case mine[taken] != "":
 			// One of ours, which gives way or stays in its own right; that is said there.
 			if _, described := known[mine[taken]]; described && known[mine[taken]].Name != s.Name {
@@ -320,6 +326,22 @@ func (m *Mirror) takeAway(ctx context.Context, s cluster.Spec, a journal.Alias, 
 	default:
 		return fmt.Sprintf("network %s was removed on host %s and is still on this one: %v", s.Name, m.cfg.Facts.HostName(s.Removal.Host), err)
 	}
+	return ""
+}
+
+// end removes a Docker network that the cluster ended while this host was removed from
+// it.
+func (m *Mirror) end(ctx context.Context, id carrick.DockerNetworkID, at Network, listed bool) string {
+	if err := m.remove(ctx, id); err != nil {
+		return fmt.Sprintf("network %s was removed while this host was no part of the cluster, and is still on its engine: docker network rm %s: %v", at.Name, id.Short(), err)
+	}
+	if listed {
+		m.cfg.Log.Info("network removed: it was on no other host any more when this one came back", "name", at.Name, "docker", id.Short())
+	}
+	if err := m.cfg.Facts.ForgetEnded(id); err != nil {
+		m.cfg.Log.Warn("a network that is gone is not forgotten", "docker", id.Short(), "err", err)
+	}
+	m.networksSoon()
 	return ""
 }
 
