@@ -305,6 +305,10 @@ func (m *Mirror) takeAway(ctx context.Context, s cluster.Spec, a journal.Alias, 
 		return ""
 	}
 	if !listed {
+		if time.Since(a.Created) < m.cfg.Patience {
+			m.retrySoon() // its create may not have ended
+			return ""
+		}
 		if len(m.cfg.Facts.Journal().Endpoints(s.Network.ID)) > 0 {
 			return "" // the other look asks the kernel
 		}

@@ -191,6 +191,13 @@ func (h *Host) NetworkCreate(name string, c Create) (*Network, error) {
 		return nil, err
 	}
 	h.mu.Lock()
+	keeping := h.keeping
+	h.keeping = nil
+	h.mu.Unlock()
+	if keeping != nil {
+		keeping()
+	}
+	h.mu.Lock()
 	fails := h.keepFail > 0
 	if fails {
 		h.keepFail--
@@ -204,6 +211,14 @@ func (h *Host) NetworkCreate(name string, c Create) (*Network, error) {
 		return nil, fmt.Errorf("network %s: %w", name, ErrKeep)
 	}
 	return n, nil
+}
+
+// WhileKeeping has something happen while the engine writes its next network to its
+// disk: its driver has made it, and nobody can see it yet.
+func (h *Host) WhileKeeping(fn func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.keeping = fn
 }
 
 // FailKeeping has the engine fail to write its next n networks to its disk, after
