@@ -106,6 +106,9 @@ type Mirror struct {
 	unused    absences[carrick.DockerNetworkID] // whose endpoints the kernel says nobody uses
 	endpoints absences[carrick.EndpointID]
 	orphans   absences[orphan]
+	// strangers are networks of the engine that had one of the cluster's names at the last
+	// look. keepNetworks' goroutine alone uses them.
+	strangers map[carrick.DockerNetworkID]bool
 	// told has the aliases that a warning was logged about.
 	told map[carrick.DockerNetworkID]bool
 

@@ -158,6 +158,8 @@ func (m *Mirror) tasks(specs []cluster.Spec, networks map[carrick.DockerNetworkI
 		}
 	}
 	var out []task
+	before := m.strangers
+	m.strangers = map[carrick.DockerNetworkID]bool{}
 	ended := m.cfg.Facts.Ended()
 	for _, id := range ended {
 		at, listed := networks[id]
@@ -199,6 +201,11 @@ func (m *Mirror) tasks(specs []cluster.Spec, networks map[carrick.DockerNetworkI
 				problems[id] = fmt.Sprintf("network %s (%s) is not on this host: network %s has that name here: remove one of the two", s.Name, s.Network.Subnets(), mine[taken])
 			}
 		default:
+			m.strangers[taken] = true
+			if !before[taken] {
+				m.retrySoon() // one of ours that a user has just removed, maybe
+				continue
+			}
 			problems[id] = fmt.Sprintf("network %s (%s) is not on this host: a network of driver %s has the name: remove that (docker network rm %s), or create the other under another name",
 				s.Name, s.Network.Subnets(), networks[taken].Driver, taken.Short())
 		}
