@@ -237,6 +237,12 @@ func (m *Mirror) create(ctx context.Context, s cluster.Spec) string {
 	fails := func(err error) string {
 		return fmt.Sprintf("network %s (%s) is not on this host: %v", s.Name, s.Network.Subnets(), err)
 	}
+	if now, err := m.specNow(ctx, s.Network.ID); err != nil || now.Removal != nil {
+		// Removed meanwhile: its user may be about to make another of that name.
+		m.cfg.Log.Debug("network not made", "name", s.Name, "err", err)
+		m.retrySoon()
+		return ""
+	}
 	driver, err := m.driver(ctx)
 	if err != nil {
 		return fails(err)

@@ -64,7 +64,7 @@ func TestARemovalWhereAHostDoesNotMirror(t *testing.T) {
 	if err := hosts[0].NetworkRm("app"); err != nil {
 		t.Fatal(err)
 	}
-	nowhereName(t, hosts, "app")
+	sim.Eventually(t, "the others have let it go", func() bool { return len(hosts[1].Cluster.Journal().Networks()) == 0 })
 	_, err := hosts[1].NetworkCreate("other", sim.Create{Subnet: "10.42.0.0/16"})
 	if err == nil || !strings.Contains(err.Error(), "waits for h4") || !strings.Contains(err.Error(), "docker network rm there") {
 		t.Errorf("a create of the subnet: %v", err)
