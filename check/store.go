@@ -39,7 +39,7 @@ func (r *run) store(s *Store) {
 		if n, ok := s.Networks[id]; !ok || n.Conf == nil {
 			r.at(r.broken(), Leak, id, "", key, deleteKey(key), "what engines are told of a network that is not there")
 		} else if s.Specs[id] {
-			r.at(Transient, NetworkRule, id, "", key, "nothing, if those hosts are on; carrick node rm for one that is gone for good", "being removed, which waits for %s", r.names(sorted(n.Aliases)))
+			r.at(Transient, NetworkRule, id, "", key, "nothing, if those hosts are on; docker network rm on one whose agent does not mirror; carrick node rm for one that is gone for good", "being removed, which waits for %s", r.names(sorted(n.Aliases)))
 		}
 	}
 	for _, a := range s.Asks {

@@ -83,6 +83,9 @@ type Config struct {
 	// SpecsChanged is called when Specs may differ from the last ones; nil: nobody
 	// asks. It must not block.
 	SpecsChanged func()
+	// Apart: nobody takes networks away from this host's engine that were removed
+	// elsewhere. Its containers have a say nonetheless.
+	Apart bool
 }
 
 // Cluster is this host's link to the others. It is safe for concurrent use.

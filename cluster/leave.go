@@ -70,6 +70,7 @@ func (c *Cluster) leave(ctx context.Context, id carrick.NetworkID) error {
 	c.Unfollow(id)
 	c.cfg.Cache.Drop(id)
 	c.changed(id)
+	c.specsChanged() // it may be wanted here nonetheless
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster/journal"
@@ -16,7 +17,8 @@ import (
 
 // Lost returns the hosts whose lease is known to have ended, and those that were
 // removed: the names of their containers lead nowhere. Before the store has said who
-// is alive, nobody is lost.
+// is alive, nobody is lost, nor is a host that has just come and whose lease was not
+// seen yet.
 func (c *Cluster) Lost() map[carrick.HostID]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -26,7 +28,7 @@ func (c *Cluster) Lost() map[carrick.HostID]bool {
 	}
 	if c.aliveOK {
 		for id := range c.hosts {
-			if !c.alive[id] {
+			if since, absent := c.absent[id]; absent && !c.alive[id] && time.Since(since) >= c.cfg.LeaseTTL {
 				out[id] = true
 			}
 		}

@@ -319,7 +319,8 @@ func (c *Cluster) endRecovery(ctx context.Context, r epochRecord, version kvstor
 }
 
 // sweepStale removes what the store has from before its loss and no host wrote
-// again: blocks, and hosts and networks of which no journal knows any more.
+// again: blocks, and hosts and networks of which no journal knows any more, and the
+// wish that a network be removed.
 func (c *Cluster) sweepStale(ctx context.Context, r epochRecord, version kvstore.Revision, hosts map[carrick.HostID]bool) error {
 	v, err := c.store.List(ctx, kvstore.Under(layout))
 	c.heard(err)
@@ -358,7 +359,7 @@ func (c *Cluster) sweepStale(ctx context.Context, r epochRecord, version kvstore
 		}
 	}
 	var encErr error
-	var tenants []func(*kvstore.Txn)
+	var rewrite []func(*kvstore.Txn)
 	for _, e := range v.Entries {
 		if id, rest, ok := netOfKey(e.Key); ok {
 			if used[id] && c.staleInNet(id, rest, e, r.Num, hosts) {
@@ -380,8 +381,14 @@ func (c *Cluster) sweepStale(ctx context.Context, r epochRecord, version kvstore
 				keys = append(keys, e)
 			}
 		case strings.HasPrefix(e.Key, prefixSpecs):
-			if s, err := decode[specRecord](e.Key, e.Value); err != nil || !used[s.Network.ID] {
+			s, err := decode[specRecord](e.Key, e.Value)
+			switch {
+			case err != nil || !used[s.Network.ID]:
 				keys = append(keys, e)
+			case s.Removal != nil: // of the past: it may have come to nothing since
+				rewrite = append(rewrite, func(t *kvstore.Txn) {
+					s.keep(t, &encErr, e.Version, s.Removal.Host, "the store lost its past before the network was gone everywhere: remove it again if it is still to go")
+				})
 			}
 		case strings.HasPrefix(e.Key, prefixAsks):
 			keys = append(keys, e) // whoever still wants something asks again
@@ -393,7 +400,7 @@ func (c *Cluster) sweepStale(ctx context.Context, r epochRecord, version kvstore
 				keys = append(keys, e)
 			case len(kept) < len(space.Prefixes):
 				space.Prefixes = kept
-				tenants = append(tenants, func(t *kvstore.Txn) { t.Version(e.Key, e.Version); put(t, &encErr, e.Key, &space) })
+				rewrite = append(rewrite, func(t *kvstore.Txn) { t.Version(e.Key, e.Version); put(t, &encErr, e.Key, &space) })
 			}
 		}
 	}
@@ -404,7 +411,7 @@ func (c *Cluster) sweepStale(ctx context.Context, r epochRecord, version kvstore
 	for _, p := range prefixes {
 		ops = append(ops, func(t *kvstore.Txn) { t.DeletePrefix(p) })
 	}
-	ops = append(ops, tenants...)
+	ops = append(ops, rewrite...)
 	for chunk := range slices.Chunk(ops, 50) {
 		t := (&kvstore.Txn{}).Version(keyEpoch, version)
 		for _, op := range chunk {

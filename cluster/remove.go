@@ -431,7 +431,7 @@ func (c *Cluster) fence(life uint64) error {
 	}
 	return c.jr.Update(func(tx *journal.Tx) error {
 		m := tx.Meta()
-		m.Life = max(m.Life, life+1)
+		m.Life, m.Returned = max(m.Life, life+1), true
 		tx.SetMeta(m)
 		return nil
 	})
@@ -483,6 +483,13 @@ func (c *Cluster) regain(ctx context.Context) (again bool, err error) {
 	if early {
 		return true, nil // its grace may be over at any moment
 	}
+	if c.jr.Meta().Returned && !c.cfg.Apart {
+		for _, n := range c.jr.Networks() {
+			if err := c.endWith(ctx, n); err != nil {
+				return false, fmt.Errorf("regain network %s: %w", n.Conf.Label(), err)
+			}
+		}
+	}
 	contested := map[carrick.NetworkID]bool{}
 	for _, n := range c.jr.Networks() {
 		if n.Leaving {
@@ -496,7 +503,7 @@ func (c *Cluster) regain(ctx context.Context) (again bool, err error) {
 	}
 	err = c.jr.Update(func(tx *journal.Tx) error {
 		m := tx.Meta()
-		m.Fenced = false
+		m.Fenced, m.Returned = false, false
 		tx.SetMeta(m)
 		return nil
 	})
@@ -521,6 +528,54 @@ func (c *Cluster) regain(ctx context.Context) (again bool, err error) {
 	}
 	c.log.Info("this host takes part in the cluster again")
 	return false, errors.Join(errs...)
+}
+
+// endWith ends a network on this host, which was removed from the cluster, if the
+// cluster does not have it any more and no container is in it: this host was waited
+// for until it was named as gone for good, and brings nothing back. With a container
+// it is as if the engine had refused.
+func (c *Cluster) endWith(ctx context.Context, n journal.Network) error {
+	id := n.Conf.ID
+	if _, v, err := get[confRecord](ctx, c, keyConf(id)); err != nil || v != 0 || n.Leaving {
+		return err
+	}
+	ended := false
+	err := c.jr.Update(func(tx *journal.Tx) error {
+		rec, ok := tx.Network(id)
+		if ended = ok && !rec.Leaving && len(tx.Endpoints(id)) == 0; !ended {
+			return nil
+		}
+		m := tx.Meta()
+		m.Ended = slices.Clone(m.Ended)
+		for _, a := range rec.Aliases {
+			m.Ended = append(m.Ended, a.Docker)
+		}
+		tx.SetMeta(m)
+		tx.DeleteNetwork(id)
+		return nil
+	})
+	if err != nil || !ended {
+		return err
+	}
+	c.log.Warn("network ended while this host was removed from the cluster, and ends here as well", "network", n.Conf.Label(), "subnet", n.Conf.Subnets())
+	c.Unfollow(id)
+	c.cfg.Cache.Drop(id)
+	c.changed(id)
+	c.specsChanged()
+	return nil
+}
+
+// Ended returns networks of the engine that are to be removed: see endWith.
+func (c *Cluster) Ended() []carrick.DockerNetworkID { return c.jr.Meta().Ended }
+
+// ForgetEnded tells that the engine does not have one of them any more.
+func (c *Cluster) ForgetEnded(id carrick.DockerNetworkID) error {
+	return c.jr.Update(func(tx *journal.Tx) error {
+		m := tx.Meta()
+		m.Ended = slices.DeleteFunc(slices.Clone(m.Ended), func(x carrick.DockerNetworkID) bool { return x == id })
+		tx.SetMeta(m)
+		return nil
+	})
 }
 
 // disputed lists the addresses that endpoints of this host have and that are not

@@ -60,6 +60,7 @@ func (c *Cluster) settle(ctx context.Context) error {
 				c.log.Debug("network not left yet", "network", n.Conf.ID, "err", err)
 			}
 		}
+		c.keepUsed(ctx)
 		if err := c.freeAll(ctx); err != nil {
 			c.log.Debug("blocks not freed yet", "err", err)
 		}
@@ -179,8 +180,7 @@ func (c *Cluster) publishAliases(ctx context.Context, id carrick.NetworkID) erro
 }
 
 func (c *Cluster) tryPublishAliases(ctx context.Context, id carrick.NetworkID) error {
-	rec, err := c.jr.Network(id)
-	if err != nil || rec.Leaving {
+	if rec, err := c.jr.Network(id); err != nil || rec.Leaving {
 		return nil
 	}
 	conf, confVer, err := get[confRecord](ctx, c, keyConf(id))
@@ -191,12 +191,18 @@ func (c *Cluster) tryPublishAliases(ctx context.Context, id carrick.NetworkID) e
 	if err != nil {
 		return err
 	}
-	if confVer == 0 || membersVer == 0 {
-		return fmt.Errorf("network %s: %w in the store", id, ErrUnknownNetwork)
-	}
 	stored, aliasVer, err := get[aliasRecord](ctx, c, keyAlias(id, c.self))
 	if err != nil {
 		return err
+	}
+	// After the store: if the journal has the alias still, this host has yet to leave,
+	// which changes the members.
+	rec, err := c.jr.Network(id)
+	if err != nil || rec.Leaving {
+		return nil
+	}
+	if confVer == 0 || membersVer == 0 {
+		return fmt.Errorf("network %s: %w in the store", id, ErrUnknownNetwork)
 	}
 	next := aliasRecord{envelope: envelope{schema}, Host: c.self}
 	name := conf.Name

@@ -66,7 +66,8 @@ func (s Spec) Before(o Spec) bool {
 
 // specRecord is a Spec in the store. It is not written again in a recovery by whoever
 // has it in a journal, for no journal has it: every engine that has the network can
-// tell it anew, and that one is missing removes nothing.
+// tell it anew, and that one is missing removes nothing. A removal does not outlive
+// the store's past: see sweepStale.
 type specRecord struct {
 	envelope
 	Num        uint32            `json:"num"`
@@ -125,11 +126,16 @@ func (c *Cluster) watchSpecs(ctx context.Context) error {
 		c.mu.Lock()
 		c.specs, c.specsOK = specs, true
 		c.mu.Unlock()
-		if c.cfg.SpecsChanged != nil {
-			c.cfg.SpecsChanged()
-		}
+		c.specsChanged()
 		return nil
 	})
+}
+
+// specsChanged has whoever keeps the engine's networks compare them.
+func (c *Cluster) specsChanged() {
+	if c.cfg.SpecsChanged != nil {
+		c.cfg.SpecsChanged()
+	}
 }
 
 // Specs returns what the engines of all hosts should have, as last heard, in the
@@ -144,6 +150,21 @@ func (c *Cluster) Specs() (specs []Spec, ok bool) {
 		return 1
 	})
 	return specs, c.specsOK
+}
+
+// Spec returns what the engines of all hosts should have of a network now. Whoever is
+// about to remove something because of what it heard asks first: the store may have
+// been restored from a backup since, and want what nobody wants any more. Errors:
+// [ErrUnknownNetwork], [ErrRecovering], or the store's.
+func (c *Cluster) Spec(ctx context.Context, id carrick.NetworkID) (Spec, error) {
+	if _, _, err := c.readEpoch(ctx); err != nil {
+		return Spec{}, err
+	}
+	r, v, err := get[specRecord](ctx, c, keySpec(id))
+	if err == nil && v == 0 {
+		err = fmt.Errorf("network %s: %w", id, ErrUnknownNetwork)
+	}
+	return r.spec(), err
 }
 
 // Describe makes a network of this host known to the engines of all hosts, unless it
@@ -244,21 +265,38 @@ func (c *Cluster) KeepNetwork(ctx context.Context, id carrick.NetworkID, why str
 	}
 }
 
+// keepUsed keeps networks that are to go and that containers of this host are in, if
+// no engine is asked here.
+func (c *Cluster) keepUsed(ctx context.Context) {
+	if !c.cfg.Apart {
+		return
+	}
+	specs, _ := c.Specs()
+	for _, s := range specs {
+		rec, err := c.jr.Network(s.Network.ID)
+		if s.Removal == nil || err != nil || rec.Leaving {
+			continue
+		}
+		eps := len(c.jr.Endpoints(s.Network.ID))
+		if eps == 0 {
+			continue
+		}
+		c.log.Warn("network was removed on host "+c.HostName(s.Removal.Host)+" and stays: it is in use here", "name", s.Name, "network", s.Network.ID, "endpoints", eps)
+		why := fmt.Sprintf("%d endpoints of containers are in it, and its agent takes no network away from the engine (--mirror, --docker): stop them, and run docker network rm there first", eps)
+		if err := c.KeepNetwork(ctx, s.Network.ID, why); err != nil {
+			c.log.Debug("the others do not know yet that a network stays", "network", s.Name, "err", err)
+		}
+	}
+}
+
 func (c *Cluster) tryKeep(ctx context.Context, id carrick.NetworkID, why string) error {
 	old, v, err := get[specRecord](ctx, c, keySpec(id))
 	if err != nil || old.Removal == nil {
 		return err
 	}
-	next := old
-	next.Refusal = &Refusal{Host: c.self, At: time.Now().UTC(), Why: why, By: old.Removal.Host}
-	next.Removal = nil
 	var encErr error
-	t := (&kvstore.Txn{}).Version(keySpec(id), v)
-	if next.Name == "" { // nobody can make it anywhere else
-		t.Delete(keySpec(id))
-	} else {
-		put(t, &encErr, keySpec(id), &next)
-	}
+	t := &kvstore.Txn{}
+	old.keep(t, &encErr, v, c.self, why)
 	if encErr != nil {
 		return encErr
 	}
@@ -266,6 +304,20 @@ func (c *Cluster) tryKeep(ctx context.Context, id carrick.NetworkID, why string)
 		return fmt.Errorf("keep network %s: %w", id, err)
 	}
 	return nil
+}
+
+// keep adds to a transaction that a removal has come to nothing.
+func (r *specRecord) keep(t *kvstore.Txn, encErr *error, v kvstore.Revision, by carrick.HostID, why string) {
+	key := keySpec(r.Network.ID)
+	t.Version(key, v)
+	if r.Name == "" { // nobody can make it anywhere else
+		t.Delete(key)
+		return
+	}
+	next := *r
+	next.Refusal = &Refusal{Host: by, At: time.Now().UTC(), Why: why, By: r.Removal.Host}
+	next.Removal = nil
+	put(t, encErr, key, &next)
 }
 
 // notRemoving adds to a join that nobody wants the network gone, or says who does
@@ -283,7 +335,7 @@ func (c *Cluster) notRemoving(ctx context.Context, t *kvstore.Txn, id carrick.Ne
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("subnet %s: %w since %s (docker network rm on %s), and waits for %s: start what is off there, or name a host that is gone for good with carrick node rm",
+	return fmt.Errorf("subnet %s: %w since %s (docker network rm on %s), and waits for %s: start what is off there, run docker network rm there if its agent does not (--mirror=false), or name a host that is gone for good with carrick node rm",
 		s.Network.Subnets(), ErrRemoving, s.Removal.At.Format(time.DateTime), c.HostName(s.Removal.Host), strings.Join(waits, ", "))
 }
 

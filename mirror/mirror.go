@@ -22,9 +22,15 @@ type Facts interface {
 	SetNames(id carrick.EndpointID, names []string, unhealthy bool) error
 
 	Specs() ([]cluster.Spec, bool)
+	// Spec is one of them as the store has it now.
+	Spec(ctx context.Context, id carrick.NetworkID) (cluster.Spec, error)
 	Describe(ctx context.Context, id carrick.NetworkID, s cluster.Spec) error
 	KeepNetwork(ctx context.Context, id carrick.NetworkID, why string) error
 	HostName(id carrick.HostID) string
+	// Ended are networks of the engine that the cluster ended while this host was removed
+	// from it; ForgetEnded tells that one is gone.
+	Ended() []carrick.DockerNetworkID
+	ForgetEnded(id carrick.DockerNetworkID) error
 	// StoreAway says whether the store is known not to answer, or is being recovered.
 	StoreAway() bool
 }
@@ -100,6 +106,9 @@ type Mirror struct {
 	unused    absences[carrick.DockerNetworkID] // whose endpoints the kernel says nobody uses
 	endpoints absences[carrick.EndpointID]
 	orphans   absences[orphan]
+	// strangers are networks of the engine that had one of the cluster's names at the last
+	// look. keepNetworks' goroutine alone uses them.
+	strangers map[carrick.DockerNetworkID]bool
 	// told has the aliases that a warning was logged about.
 	told map[carrick.DockerNetworkID]bool
 
@@ -107,6 +116,7 @@ type Mirror struct {
 	err        error                            // of the last look; guarded by mu
 	seen       time.Time                        // of the last good look; guarded by mu
 	removing   map[carrick.DockerNetworkID]bool // by us; guarded by mu
+	making     map[carrick.NetworkID]bool       // by us; guarded by mu
 	problems   map[carrick.NetworkID]string     // guarded by mu
 	driverName string                           // "": not asked yet; guarded by mu
 }
@@ -127,7 +137,7 @@ func New(cfg Config) *Mirror {
 	}
 	m := &Mirror{
 		cfg: cfg, kick: make(chan struct{}, 1), kickNetworks: make(chan struct{}, 1),
-		told: map[carrick.DockerNetworkID]bool{}, removing: map[carrick.DockerNetworkID]bool{},
+		told: map[carrick.DockerNetworkID]bool{}, removing: map[carrick.DockerNetworkID]bool{}, making: map[carrick.NetworkID]bool{},
 	}
 	m.names = newNames(m)
 	return m

@@ -163,7 +163,12 @@ func (f *facts) SetNames(id carrick.EndpointID, names []string, unhealthy bool) 
 	})
 }
 
-func (f *facts) Specs() ([]cluster.Spec, bool)                                   { return nil, false }
+func (f *facts) Specs() ([]cluster.Spec, bool) { return nil, false }
+func (f *facts) Spec(context.Context, carrick.NetworkID) (cluster.Spec, error) {
+	return cluster.Spec{}, cluster.ErrUnknownNetwork
+}
+func (f *facts) Ended() []carrick.DockerNetworkID                                { return nil }
+func (f *facts) ForgetEnded(carrick.DockerNetworkID) error                       { return nil }
 func (f *facts) Describe(context.Context, carrick.NetworkID, cluster.Spec) error { return nil }
 func (f *facts) KeepNetwork(context.Context, carrick.NetworkID, string) error    { return nil }
 func (f *facts) HostName(id carrick.HostID) string                               { return string(id) }

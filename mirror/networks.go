@@ -39,12 +39,14 @@ const miscount = 2 * time.Second
 // retryEvery is how often what an engine refused is tried again without a reason.
 const retryEvery = 5 * time.Second
 
-// Removing says whether mirror itself is having an engine's network removed, so that
-// the driver's DeleteNetwork is not a user's wish.
+// Removing says whether mirror itself is having an engine's network removed, or is
+// having it made and the engine gives up (its disk is full): the driver's
+// DeleteNetwork is not a user's wish.
 func (m *Mirror) Removing(id carrick.DockerNetworkID) bool {
+	n, err := m.cfg.Facts.Journal().ByAlias(id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.removing[id]
+	return m.removing[id] || err == nil && m.making[n.Conf.ID]
 }
 
 // Problems says what keeps this host's engine from having the cluster's networks, in
@@ -156,6 +158,13 @@ func (m *Mirror) tasks(specs []cluster.Spec, networks map[carrick.DockerNetworkI
 		}
 	}
 	var out []task
+	before := m.strangers
+	m.strangers = map[carrick.DockerNetworkID]bool{}
+	ended := m.cfg.Facts.Ended()
+	for _, id := range ended {
+		at, listed := networks[id]
+		out = append(out, task{carrick.NetworkID(id), func(ctx context.Context) string { return m.end(ctx, id, at, listed) }})
+	}
 	for id, n := range here {
 		if n.Leaving {
 			continue
@@ -185,12 +194,18 @@ func (m *Mirror) tasks(specs []cluster.Spec, networks map[carrick.DockerNetworkI
 		switch {
 		case !ok:
 			out = append(out, task{id, func(ctx context.Context) string { return m.create(ctx, s) }})
+		case slices.Contains(ended, taken): // which is being removed
 		case mine[taken] != "":
 			// One of ours, which gives way or stays in its own right; that is said there.
 			if _, described := known[mine[taken]]; described && known[mine[taken]].Name != s.Name {
 				problems[id] = fmt.Sprintf("network %s (%s) is not on this host: network %s has that name here: remove one of the two", s.Name, s.Network.Subnets(), mine[taken])
 			}
 		default:
+			m.strangers[taken] = true
+			if !before[taken] {
+				m.retrySoon() // one of ours that a user has just removed, maybe
+				continue
+			}
 			problems[id] = fmt.Sprintf("network %s (%s) is not on this host: a network of driver %s has the name: remove that (docker network rm %s), or create the other under another name",
 				s.Name, s.Network.Subnets(), networks[taken].Driver, taken.Short())
 		}
@@ -222,6 +237,12 @@ func (m *Mirror) create(ctx context.Context, s cluster.Spec) string {
 	fails := func(err error) string {
 		return fmt.Sprintf("network %s (%s) is not on this host: %v", s.Name, s.Network.Subnets(), err)
 	}
+	if now, err := m.specNow(ctx, s.Network.ID); err != nil || now.Removal != nil {
+		// Removed meanwhile: its user may be about to make another of that name.
+		m.cfg.Log.Debug("network not made", "name", s.Name, "err", err)
+		m.retrySoon()
+		return ""
+	}
 	driver, err := m.driver(ctx)
 	if err != nil {
 		return fails(err)
@@ -236,7 +257,9 @@ func (m *Mirror) create(ctx context.Context, s cluster.Spec) string {
 	if s.Network.Tenant != carrick.DefaultTenant {
 		w.IPAM[optionTenant] = s.Network.Tenant
 	}
+	m.setMaking(s.Network.ID, true)
 	id, err := m.cfg.Engine.CreateNetwork(ctx, w)
+	m.setMaking(s.Network.ID, false)
 	switch {
 	case err == nil:
 		m.cfg.Log.Info("network made, as on the other hosts", "name", s.Name, "network", s.Network.ID, "docker", id.Short())
@@ -249,6 +272,16 @@ func (m *Mirror) create(ctx context.Context, s cluster.Spec) string {
 		return fails(err)
 	}
 	return ""
+}
+
+func (m *Mirror) setMaking(id carrick.NetworkID, making bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if making {
+		m.making[id] = true
+	} else {
+		delete(m.making, id)
+	}
 }
 
 // removed says whether a create was refused because the network is on its way out:
@@ -269,10 +302,26 @@ func withNetwork(opts map[string]string, s cluster.Spec) map[string]string {
 	return out
 }
 
+// specNow asks the store, and does not hold the others up for long if it is slow.
+func (m *Mirror) specNow(ctx context.Context, id carrick.NetworkID) (cluster.Spec, error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	return m.cfg.Facts.Spec(ctx, id)
+}
+
 // takeAway removes a Docker network that somebody wants gone everywhere. If the
 // engine refuses, it stays everywhere.
 func (m *Mirror) takeAway(ctx context.Context, s cluster.Spec, a journal.Alias, listed bool) string {
+	if now, err := m.specNow(ctx, s.Network.ID); err != nil || now.Removal == nil {
+		m.cfg.Log.Debug("network not removed", "network", s.Name, "err", err)
+		m.retrySoon()
+		return ""
+	}
 	if !listed {
+		if time.Since(a.Created) < m.cfg.Patience {
+			m.retrySoon() // its create may not have ended
+			return ""
+		}
 		if len(m.cfg.Facts.Journal().Endpoints(s.Network.ID)) > 0 {
 			return "" // the other look asks the kernel
 		}
@@ -294,6 +343,22 @@ func (m *Mirror) takeAway(ctx context.Context, s cluster.Spec, a journal.Alias, 
 	default:
 		return fmt.Sprintf("network %s was removed on host %s and is still on this one: %v", s.Name, m.cfg.Facts.HostName(s.Removal.Host), err)
 	}
+	return ""
+}
+
+// end removes a Docker network that the cluster ended while this host was removed from
+// it.
+func (m *Mirror) end(ctx context.Context, id carrick.DockerNetworkID, at Network, listed bool) string {
+	if err := m.remove(ctx, id); err != nil {
+		return fmt.Sprintf("network %s was removed while this host was no part of the cluster, and is still on its engine: docker network rm %s: %v", at.Name, id.Short(), err)
+	}
+	if listed {
+		m.cfg.Log.Info("network removed: it was on no other host any more when this one came back", "name", at.Name, "docker", id.Short())
+	}
+	if err := m.cfg.Facts.ForgetEnded(id); err != nil {
+		m.cfg.Log.Warn("a network that is gone is not forgotten", "docker", id.Short(), "err", err)
+	}
+	m.networksSoon()
 	return ""
 }
 
@@ -321,7 +386,16 @@ func (m *Mirror) removeIdle(ctx context.Context, id carrick.NetworkID, docker ca
 // giveWay removes a Docker network whose name another of the cluster had first, if
 // nobody uses it; the other is made in its place.
 func (m *Mirror) giveWay(ctx context.Context, s, first cluster.Spec, a journal.Alias) string {
+	if now, err := m.specNow(ctx, first.Network.ID); err != nil || now.Removal != nil {
+		m.cfg.Log.Debug("network does not give way", "network", s.Name, "err", err)
+		m.retrySoon()
+		return ""
+	}
 	err := m.removeIdle(ctx, s.Network.ID, a.Docker)
+	if err != nil && !errors.Is(err, ErrInUse) {
+		return fmt.Sprintf("network %s is %s on this host and %s on others, which was there first, and cannot be replaced yet: %v",
+			s.Name, s.Network.Subnets(), first.Network.Subnets(), err)
+	}
 	if err == nil {
 		m.cfg.Log.Warn("network removed: another of the same name was there first, and takes its place", "name", s.Name, "removed", s.Network.Subnets(), "first", first.Network.Subnets())
 		m.networksSoon()

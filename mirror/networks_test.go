@@ -148,7 +148,9 @@ func TestOneRemovalIsEverywhere(t *testing.T) {
 	if err := hosts[0].NetworkRm("app"); err != nil {
 		t.Fatal(err)
 	}
-	sim.Eventually(t, "the other hosts have let it go", func() bool { return hosts[0].Networks()["app"] == nil && hosts[1].Networks()["app"] == nil })
+	sim.Eventually(t, "the other hosts have let it go", func() bool {
+		return hosts[0].Networks()["app"] == nil && hosts[1].Networks()["app"] == nil && len(hosts[1].Cluster.Journal().Networks()) == 0
+	})
 	_, err := hosts[1].NetworkCreate("other", sim.Create{Subnet: "10.42.0.0/16"})
 	if err == nil || !strings.Contains(err.Error(), "being removed") || !strings.Contains(err.Error(), "waits for h3") || !strings.Contains(err.Error(), "carrick node rm") {
 		t.Errorf("a create of the subnet: %v", err)

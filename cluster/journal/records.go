@@ -113,6 +113,12 @@ type Meta struct {
 	// the boot, and the time since it began (CLOCK_BOOTTIME). Kept with a grace only.
 	Boot   string        `json:"boot,omitempty"`
 	Leased time.Duration `json:"leased,omitempty"`
+	// Returned: it is fenced because it was removed. What it has of networks that ended
+	// meanwhile ends here as well.
+	Returned bool `json:"returned,omitempty"`
+	// Ended are networks of the engine that ended so. They are no aliases any more, and
+	// are to be removed.
+	Ended []carrick.DockerNetworkID `json:"ended,omitempty"`
 	// Life counts this host's returns after it was removed.
 	Life uint64 `json:"life,omitempty"`
 	// Registered: the cluster has known this host.

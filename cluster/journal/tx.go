@@ -3,6 +3,7 @@ package journal
 import (
 	"maps"
 	"net/netip"
+	"reflect"
 	"time"
 
 	"github.com/carrick-net/carrick"
@@ -24,7 +25,7 @@ func newTx(base *tables) *Tx {
 
 // done ends the collecting and returns the changes.
 func (tx *Tx) done() *changes {
-	if tx.meta != tx.base.meta {
+	if !reflect.DeepEqual(tx.meta, tx.base.meta) {
 		tx.changes.meta = &tx.meta
 	}
 	return tx.changes

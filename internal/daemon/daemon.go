@@ -85,7 +85,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	facts := cluster.Config{
 		Store: store, Journal: jr, Cache: cache, Name: cfg.Node, VTEP: under.Addr, MTU: under.MTU, Version: cfg.Version, Probes: true,
 		Machine: readID("/etc/machine-id"), Boot: readID("/proc/sys/kernel/random/boot_id"),
-		LeaseTTL: leaseTTL, Grace: cfg.HostGrace, Log: log.With("part", "cluster"),
+		LeaseTTL: leaseTTL, Grace: cfg.HostGrace, Log: log.With("part", "cluster"), Apart: engine == nil || !cfg.Mirror,
 		Changed: func(id carrick.NetworkID) {
 			if r := rec.Load(); r != nil {
 				r.Changed(id)

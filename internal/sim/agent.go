@@ -133,7 +133,7 @@ func (h *Host) launch(name string, vtep netip.Addr) (*agent, error) {
 	a.cluster = cluster.New(cluster.Config{
 		Store: store, Journal: a.jr, Cache: a.cache, Name: name, VTEP: vtep, MTU: h.opts.MTU, Version: "sim", Machine: "machine-" + h.Name, Boot: boot,
 		Rest: h.opts.Rest, Grace: h.opts.Grace, Uptime: func() time.Duration { return time.Since(booted) },
-		Log: log, Changed: h.noteChange, SpecsChanged: h.lookAtEngine,
+		Log: log, Changed: h.noteChange, SpecsChanged: h.lookAtEngine, Apart: !h.opts.Everywhere,
 	})
 	if h.opts.Whole {
 		cfg := mirror.Config{Engine: eye{h}, Facts: a.cluster, Log: log, Witness: eye{h}}

@@ -22,6 +22,8 @@ var (
 	ErrOff = errors.New("the engine is off")
 	// ErrActive: a network with endpoints cannot be removed.
 	ErrActive = errors.New("network has active endpoints")
+	// ErrKeep: the engine's disk is full.
+	ErrKeep = errors.New("no space left on device")
 )
 
 // Network is a Docker network of one simulated engine.
@@ -189,9 +191,43 @@ func (h *Host) NetworkCreate(name string, c Create) (*Network, error) {
 		return nil, err
 	}
 	h.mu.Lock()
-	h.networks[name] = n
+	keeping := h.keeping
+	h.keeping = nil
 	h.mu.Unlock()
+	if keeping != nil {
+		keeping()
+	}
+	h.mu.Lock()
+	fails := h.keepFail > 0
+	if fails {
+		h.keepFail--
+	} else {
+		h.networks[name] = n
+	}
+	h.mu.Unlock()
+	if fails {
+		_ = h.ask(life, func(ctx context.Context, a *agent) error { return a.driver.DeleteNetwork(ctx, n.ID) })
+		h.releasePools(life, n)
+		return nil, fmt.Errorf("network %s: %w", name, ErrKeep)
+	}
 	return n, nil
+}
+
+// WhileKeeping has something happen while the engine writes its next network to its
+// disk: its driver has made it, and nobody can see it yet.
+func (h *Host) WhileKeeping(fn func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.keeping = fn
+}
+
+// FailKeeping has the engine fail to write its next n networks to its disk, after
+// their driver has made them: it has the driver remove them again (libnetwork,
+// Controller.NewNetwork).
+func (h *Host) FailKeeping(n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.keepFail = n
 }
 
 // takeName holds a name while its network is made; false: it is another's.

@@ -88,6 +88,8 @@ type Host struct {
 	below    Below
 	naming   map[string]bool // names of networks that are being made
 	mirror   *mirror.Mirror  // nil: nobody looks at the engine
+	keepFail int             // networks that the engine will not be able to keep
+	keeping  func()          // see WhileKeeping; nil: nothing
 }
 
 // NewHost makes and starts host number n (1 to 254), whose VTEP is 192.0.2.n.
