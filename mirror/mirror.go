@@ -89,6 +89,9 @@ type Config struct {
 	// each of Leave, DeleteEndpoint and ReleaseAddress): a late ReleaseAddress must
 	// not meet the address's next holder.
 	Orphaned time.Duration
+	// Objections is how long a host that does not use a network waits for others to
+	// refuse its removal; 0 = 500 ms.
+	Objections time.Duration
 	// Retry is how soon what the engine refused is tried again; 0 = 5 s.
 	Retry time.Duration
 }
@@ -131,6 +134,9 @@ func New(cfg Config) *Mirror {
 	}
 	if cfg.Orphaned == 0 {
 		cfg.Orphaned = 2 * time.Minute
+	}
+	if cfg.Objections == 0 {
+		cfg.Objections = objections
 	}
 	if cfg.Retry == 0 {
 		cfg.Retry = retryEvery

@@ -36,6 +36,10 @@ const atOnce = 8
 // is in.
 const miscount = 2 * time.Second
 
+// objections is how long a host that does not use a network waits for those that do to
+// refuse its removal.
+const objections = 500 * time.Millisecond
+
 // retryEvery is how often what an engine refused is tried again without a reason.
 const retryEvery = 5 * time.Second
 
@@ -312,6 +316,17 @@ func (m *Mirror) specNow(ctx context.Context, id carrick.NetworkID) (cluster.Spe
 // takeAway removes a Docker network that somebody wants gone everywhere. If the
 // engine refuses, it stays everywhere.
 func (m *Mirror) takeAway(ctx context.Context, s cluster.Spec, a journal.Alias, listed bool) string {
+	if len(m.cfg.Facts.Journal().Endpoints(s.Network.ID)) == 0 {
+		// Whoever uses it refuses at once. A Docker network that is made again has another
+		// id, by which containers that are stopped do not find it: better that it stays.
+		objections := time.NewTimer(m.cfg.Objections)
+		defer objections.Stop()
+		select {
+		case <-objections.C:
+		case <-ctx.Done():
+			return ""
+		}
+	}
 	if now, err := m.specNow(ctx, s.Network.ID); err != nil || now.Removal == nil {
 		m.cfg.Log.Debug("network not removed", "network", s.Name, "err", err)
 		m.retrySoon()

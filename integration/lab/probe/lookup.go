@@ -14,15 +14,14 @@ import (
 )
 
 // lookup prints what names, or addresses, resolve to, a line each: the name and what it
-// leads to, sorted. One that leads nowhere stands alone.
+// leads to, sorted. One that leads nowhere stands alone, with why on standard error.
 func lookup(ctx context.Context, names []string, tcp bool, wait time.Duration) error {
 	for _, name := range names {
 		rctx, cancel := context.WithTimeout(ctx, wait)
 		got, err := resolve(rctx, name, tcp)
 		cancel()
-		var none *net.DNSError
-		if err != nil && (!errors.As(err, &none) || !none.IsNotFound) {
-			return fmt.Errorf("%s: %w", name, err)
+		if err != nil { // of the resolver behind ours as well, which may have nobody to ask
+			fmt.Fprintln(os.Stderr, err)
 		}
 		slices.Sort(got)
 		if _, err := fmt.Fprintln(os.Stdout, strings.Join(append([]string{name}, got...), " ")); err != nil {
