@@ -71,6 +71,8 @@ func TestManagedPlugin(t *testing.T) {
 	sink, other := start(t, h1, "app", "sink"), start(t, h2, "app", "other")
 	sink.reaches(t, other)
 	other.reaches(t, sink)
+	sink.resolves(t, "other", other.ip)
+	other.resolves(t, "sink", sink.ip)
 	flows := []traffic{flow(t, h2, "app", "udp", "udp", sink), flow(t, h2, "app", "tcp", "tcp", sink)}
 
 	for _, h := range l.Hosts() {

@@ -140,9 +140,8 @@ func up(ctx context.Context, args []string) error {
 Each host has a Docker engine and, unless turned off, a Carrick agent. Try:
 
   %[1]s docker h1 network create -d carrick --ipam-driver carrick --subnet 10.42.0.0/16 app
-  %[1]s docker h2 network create -d carrick --ipam-driver carrick --subnet 10.42.0.0/16 app
-  %[1]s docker h1 run -d --network app --name web --ip 10.42.0.80 %[2]s
-  %[1]s docker h2 run --rm --network app %[2]s wget -qO- http://10.42.0.80
+  %[1]s docker h1 run -d --network app --name web %[2]s
+  %[1]s docker h2 run --rm --network app %[2]s probe get http://web
   %[1]s exec h1 carrick status
   make lab-down
 `, os.Args[0], lab.Image)

@@ -41,7 +41,7 @@ const (
 )
 
 // errUsage ends the program with status 2.
-var errUsage = errors.New("usage: probe serve | get [-wait D] URL | send [-mb N] ADDR | dfping [-size N] [-wait D] ADDR | flow [-tcp] [-every D] [-count N] ADDR | pulse [-every D] ADDR | say [-if LINK] TEXT ADDR | join [-if LINK] GROUP | shout [-if LINK] [-for D] TEXT ADDR | lookup [-tcp] [-wait D] NAME... | watch [-every D] NAME...")
+var errUsage = errors.New("usage: probe serve | get [-wait D] URL | send [-mb N] ADDR | dfping [-size N] [-wait D] ADDR | flow [-tcp] [-every D] [-count N] ADDR | pulse [-every D] ADDR | say [-if LINK] TEXT ADDR | join [-if LINK] GROUP | shout [-if LINK] [-for D] TEXT ADDR | lookup [-tcp] [-wait D] NAME... | watch [-every D] NAME... (one or more)")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)

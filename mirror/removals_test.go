@@ -1,9 +1,9 @@
 package mirror_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/check"
@@ -37,7 +37,7 @@ func TestARemovedHostBringsNoNetworkBack(t *testing.T) {
 		return err == nil && len(f.Store.Networks) == 1 && hosts[2].Networks()["app"] == nil && !hosts[2].Cluster.Journal().Meta().Fenced
 	})
 	everywhere(t, hosts, "kept", "")
-	time.Sleep(time.Second)
+	looked(t, hosts)
 	nowhereName(t, hosts, "app")
 	sound(t, s, hosts)
 }
@@ -119,7 +119,7 @@ func TestARemovalFromABackup(t *testing.T) {
 		f, err := sim.Look(t.Context(), s, hosts, nil)
 		return err == nil && !f.Store.Epoch.Recovering && onlyAliases(f.Store.Networks, 3) && f.Store.Epoch.Num > 1
 	})
-	time.Sleep(time.Second)
+	looked(t, hosts)
 	for i, n := range everywhere(t, hosts, "app", "10.42.0.0/16") {
 		if n.ID != nets[i].ID {
 			t.Errorf("h%d: the network was removed and made again", i+1)
@@ -140,11 +140,26 @@ func TestARemovalWhileAnEngineMakesTheNetwork(t *testing.T) {
 			t.Error(err)
 		}
 		nowhereName(t, hosts[:2], "app")
-		time.Sleep(400 * time.Millisecond)
+		looked(t, hosts)
 	})
 	hosts[2].MustCreate("app", sim.Create{Subnet: "10.42.0.0/16"})
 	nowhere(t, s, hosts, "app")
 	sound(t, s, hosts)
+}
+
+// looked waits until every host has compared its engine with the cluster, and again:
+// whatever it would have done by itself it has done.
+func looked(t *testing.T, hosts []*sim.Host) {
+	t.Helper()
+	for i := range 2 {
+		name := fmt.Sprintf("looked%d", i)
+		hosts[0].MustCreate(name, sim.Create{Subnet: fmt.Sprintf("10.99.%d.0/24", i)})
+		everywhere(t, hosts, name, "")
+		if err := hosts[0].NetworkRm(name); err != nil {
+			t.Fatal(err)
+		}
+		nowhereName(t, hosts, name)
+	}
 }
 
 func onlyAliases(nets map[carrick.NetworkID]check.StoreNetwork, n int) bool {
