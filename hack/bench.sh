@@ -6,7 +6,8 @@
 #
 #   hack/bench.sh           all; about fifteen minutes, as root
 #   hack/bench.sh NAME      the tables whose benchmark's name matches: Allocate,
-#                           Together, Bytes, Watchers, Reach, Scale, Paths, Run
+#                           Together, Bytes, Watchers, Reach, Scale, Paths, Names,
+#                           Run
 
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."

@@ -2,7 +2,8 @@
 #
 # Starts and stops containers on simulated hosts as fast as their engines can,
 # 20,000 times, with a lossy way to the store and agents killed; takes the store
-# away for ten minutes; lets the hosts live at random for a while; and then plays
+# away for ten minutes; resolves names while their containers come and go, and in
+# the first act of new ones; lets the hosts live at random for a while; and then plays
 # new random histories for as long. Drift, leaks and addresses held twice are
 # counted.
 #
@@ -23,6 +24,7 @@ unset CARRICK_CHURN
 failed=
 CARRICK_CHURN=$churn go test -count=1 -timeout 0 -v -run '^TestChurn$' ./integration/soak || failed=1
 go test -count=1 -timeout 0 -v -run '^TestStoreOutage$' ./integration/scenarios || failed=1
+go test -count=1 -timeout 0 -v -run '^(TestNamesUnderChurn|TestFirstActIsAName)$' ./integration/scenarios || failed=1
 go test -count=1 -timeout 0 -v -skip '^TestChurn$' ./integration/soak || failed=1
 go test -race -count=1 -timeout 0 -v ./internal/history || failed=1
 [[ -z $failed ]]

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,9 @@ import (
 
 	"github.com/carrick-net/carrick/integration/lab"
 )
+
+// soaked says whether this is the soak's run (make soak), which is longer.
+func soaked() bool { return os.Getenv("CARRICK_SOAK") != "" }
 
 // leads is what names lead to; none: nowhere.
 type leads map[string][]string
@@ -253,7 +257,10 @@ func TestFirstActIsAName(t *testing.T) {
 	web := start(t, s.h2, "app", "web")
 	start(t, s.h1, "app", "warm").resolves(t, "web", web.ip)
 	start(t, s.h3, "app", "warm").resolves(t, "web", web.ip)
-	const times = 30 // 200 in the soak
+	times := 30
+	if soaked() {
+		times = 200
+	}
 	err := onEach([]*lab.Host{s.h1, s.h3}, func(h *lab.Host) error {
 		var failed []error
 		for i := range times {
@@ -263,6 +270,7 @@ func TestFirstActIsAName(t *testing.T) {
 			}
 			if err != nil {
 				failed = append(failed, fmt.Errorf("run %d: %w", i, err))
+				t.Logf("%s: run %d: %v", h.Name(), i, err)
 			}
 		}
 		if len(failed) > 0 {
@@ -273,6 +281,7 @@ func TestFirstActIsAName(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+	t.Logf("%d runs on each of %s, %s", times, s.h1.Engine(), s.h3.Engine())
 }
 
 // Containers that share a namespace, and the outside: what a container shares it

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -46,54 +47,132 @@ func resolve(ctx context.Context, name string, tcp bool) ([]string, error) {
 	return r.LookupHost(ctx, name)
 }
 
-// watch resolves names again and again until it is ended, and asks whoever it is led to
-// for his name. It prints every answer by somebody else, and in the end how often each
-// name led to its holder, to nobody, and was not known. since and until of a name are
-// printed as they change: when it began to lead to its holder, and when it last did.
+// tolerance is for how long the name of a container that stopped may lead to who has
+// its address since.
+const tolerance = time.Second
+
+// watcher resolves names again and again and asks whoever it is led to for his name.
+type watcher struct {
+	client *http.Client
+
+	mu                          sync.Mutex // guards what follows, and lines
+	right, stale, wrong, silent int
+	unknown                     int
+}
+
+// watch resolves names until it is ended, each at its own pace, and asks whoever it is
+// led to for his name. It prints where each leads when that changes, with the moment
+// before it was asked,
+//
+//	MILLIS NAME leads BOOL ADDR...
+//
+// and in the end how many answers were right, led to nobody who answers, and were none. An
+// answer that leads to somebody else is followed up: a container can be replaced between
+// the answer and the question. If it is given no more it was stale, and the line has
+// the moment before it was last asked for; and if it is still given after the
+// tolerance, it was wrong, and the program fails.
+//
+//	MILLIS STALE NAME ADDR WHO
+//	MILLIS WRONG NAME ADDR WHO
 func watch(ctx context.Context, names []string, every time.Duration) error {
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	w := &watcher{client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+	var all sync.WaitGroup
+	for _, name := range names {
+		all.Go(func() { w.follow(ctx, name, every) })
+	}
+	all.Wait()
+	fmt.Fprintf(os.Stdout, "right %d wrong %d stale %d silent %d unknown %d\n", w.right, w.wrong, w.stale, w.silent, w.unknown)
+	if w.wrong > 0 {
+		return errors.New("a name led to somebody else")
+	}
+	return nil
+}
+
+func (w *watcher) count(n *int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	*n++
+}
+
+func (w *watcher) say(at time.Time, format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	fmt.Fprintf(os.Stdout, "%d %s\n", at.UnixMilli(), fmt.Sprintf(format, args...))
+}
+
+// follow watches one name.
+func (w *watcher) follow(ctx context.Context, name string, every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	var right, wrong, silent, unknown int
-	led := map[string]bool{}
+	last := ""
 	for ctx.Err() == nil {
-		for _, name := range names {
-			before := time.Now()
-			rctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-			addrs, err := resolve(rctx, name, false)
-			cancel()
-			leads := err == nil && len(addrs) > 0
-			if leads != led[name] && ctx.Err() == nil {
-				led[name] = leads
-				fmt.Fprintf(os.Stdout, "%d %s leads %v\n", before.UnixMilli(), name, leads)
-			}
-			if !leads {
-				unknown++
-				continue
-			}
-			for _, a := range addrs {
-				who, err := askName(ctx, client, a)
-				switch {
-				case err != nil:
-					silent++
-				case who != name:
-					wrong++
-					fmt.Fprintf(os.Stdout, "%d WRONG %s led to %s, which is %s\n", time.Now().UnixMilli(), name, a, who)
-				default:
-					right++
-				}
-			}
+		before := time.Now()
+		addrs := resolveSoon(ctx, name)
+		if ctx.Err() != nil {
+			return
+		}
+		if now := strings.Join(addrs, " "); now != last {
+			last = now
+			w.say(before, "%s leads %v %s", name, len(addrs) > 0, now)
+		}
+		if len(addrs) == 0 {
+			w.count(&w.unknown)
+		}
+		for _, a := range addrs {
+			w.look(ctx, name, a, before)
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 		}
 	}
-	fmt.Fprintf(os.Stdout, "right %d wrong %d silent %d unknown %d\n", right, wrong, silent, unknown)
-	if wrong > 0 {
-		return errors.New("a name led to somebody else")
+}
+
+// look asks who is at an address that a name led to when it was asked for.
+func (w *watcher) look(ctx context.Context, name, addr string, asked time.Time) {
+	first := time.Time{}
+	for other := ""; ; {
+		who, err := askName(ctx, w.client, addr)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil && who == name && other == "":
+			w.count(&w.right)
+			return
+		case err != nil && other == "":
+			w.count(&w.silent)
+			return
+		case err == nil && who != name:
+			if other = who; first.IsZero() {
+				first = time.Now()
+			}
+			if asked.Sub(first) > tolerance {
+				w.count(&w.wrong)
+				w.say(asked, "WRONG %s %s %s", name, addr, other)
+				return
+			}
+		}
+		before := time.Now()
+		again := slices.Contains(resolveSoon(ctx, name), addr)
+		if ctx.Err() != nil {
+			return
+		}
+		if !again || err == nil && who == name {
+			w.count(&w.stale)
+			w.say(asked, "STALE %s %s %s", name, addr, other)
+			return
+		}
+		asked = before
 	}
-	return nil
+}
+
+// resolveSoon returns where a name leads, sorted; none: nowhere, or nobody knows.
+func resolveSoon(ctx context.Context, name string) []string {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	addrs, _ := resolve(ctx, name, false)
+	slices.Sort(addrs)
+	return addrs
 }
 
 // askName asks who has an address.

@@ -13,6 +13,10 @@
 //	probe join [-if L] GROUP        print what is said to a group
 //	probe lookup [-tcp] NAME...     print what names or addresses resolve to, a line each
 //	probe watch [-every D] NAME...  resolve names until SIGTERM, and ask who is there
+//	probe ask [-tcp] NAME           one question: print the answer's code and number of records, and the milliseconds
+//	probe burden [-for D] NAME      ask for a name as often as possible, then a summary
+//	probe garble                    what is no question to where containers ask, until SIGTERM
+//	probe nameserver                answer over UDP, until SIGTERM, that nobody has the name
 //	probe shout [-if L] [-for D] TEXT ADDR  say it as often as possible
 //
 // ADDR is the address of a host or container that runs `probe serve`.
@@ -41,7 +45,7 @@ const (
 )
 
 // errUsage ends the program with status 2.
-var errUsage = errors.New("usage: probe serve | get [-wait D] URL | send [-mb N] ADDR | dfping [-size N] [-wait D] ADDR | flow [-tcp] [-every D] [-count N] ADDR | pulse [-every D] ADDR | say [-if LINK] TEXT ADDR | join [-if LINK] GROUP | shout [-if LINK] [-for D] TEXT ADDR | lookup [-tcp] [-wait D] NAME... | watch [-every D] NAME... (one or more)")
+var errUsage = errors.New("usage: probe serve | get [-wait D] URL | send [-mb N] ADDR | dfping [-size N] [-wait D] ADDR | flow [-tcp] [-every D] [-count N] ADDR | pulse [-every D] ADDR | say [-if LINK] TEXT ADDR | join [-if LINK] GROUP | shout [-if LINK] [-for D] TEXT ADDR | lookup [-tcp] [-wait D] NAME... | watch [-every D] NAME... | ask [-tcp] [-wait D] NAME | burden [-for D] [-wait D] NAME | garble | nameserver")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
@@ -69,12 +73,18 @@ func run(ctx context.Context, args []string) error {
 	wait := f.Duration("wait", patience, "how long an answer may take")
 	count := f.Int("count", 0, "packets to send; 0 = until SIGTERM")
 	link := f.String("if", "eth0", "the interface of groups")
-	long := f.Duration("for", time.Second, "how long to shout")
+	long := f.Duration("for", time.Second, "how long to shout or ask")
 	if err := f.Parse(args[1:]); err != nil {
 		return errUsage
 	}
 	if args[0] == "serve" && f.NArg() == 0 {
 		return serve(ctx)
+	}
+	if args[0] == "garble" && f.NArg() == 0 {
+		return garble(ctx)
+	}
+	if args[0] == "nameserver" && f.NArg() == 0 {
+		return nameserver(ctx)
 	}
 	if args[0] == "lookup" && f.NArg() > 0 {
 		return lookup(ctx, f.Args(), *tcp, *wait)
@@ -103,6 +113,10 @@ func run(ctx context.Context, args []string) error {
 		return flow(ctx, to, *tcp, *every, *count)
 	case "pulse":
 		return pulse(ctx, to, *every)
+	case "ask":
+		return ask(ctx, to, *tcp, *wait)
+	case "burden":
+		return burdened(ctx, to, *long, *wait)
 	case "join":
 		return join(ctx, *link, to)
 	}
