@@ -86,8 +86,8 @@ plugin: build ## the managed plugin carrick/carrick:VERSION in the local engine
 	@hack/plugin.sh
 
 .PHONY: tools
-tools: ## build Consul, a current engine, runc and the linter into the cache
-	@tools/install.sh consul dockerd runc golangci-lint
+tools: ## build Consul, a current engine, runc, docker compose and the linter into the cache
+	@tools/install.sh consul dockerd runc compose golangci-lint
 
 .PHONY: deps
 deps: ## install what building, running and testing needs (Debian 12, root)

@@ -101,7 +101,7 @@ tier() {
         if [[ $1 == kernel ]]; then
             gotest kernel $race -timeout 20m $kernel
         else
-            if ! tools/install.sh consul dockerd runc; then
+            if ! tools/install.sh consul dockerd runc compose; then
                 "$work/testreport" fail integration "$results"
                 return 1
             fi

@@ -7,7 +7,8 @@
 #   tools/install.sh NAME...          build what is not there yet, print the paths
 #   tools/install.sh --path NAME...   build nothing; fail if one is not there
 #
-# NAME is consul, golangci-lint, dockerd (which brings docker-proxy) or runc.
+# NAME is consul, golangci-lint, dockerd (which brings docker-proxy), runc or compose
+# (docker-compose).
 # Paths go to stdout, one executable a line; everything else to stderr. What was
 # built is kept in ${CARRICK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/carrick}/bin
 # under the hash of its go.mod, its go.sum and how it is built. Parallel runs wait for each other.
@@ -23,7 +24,7 @@ die() {
 }
 
 usage() {
-    say 'usage: tools/install.sh [--path] consul|golangci-lint|dockerd|runc...'
+    say 'usage: tools/install.sh [--path] consul|golangci-lint|dockerd|runc|compose...'
     exit 2
 }
 
@@ -35,6 +36,7 @@ describe() {
     golangci-lint) module=lint exes=(golangci-lint) hint='2.15.0, about 5 minutes the first time' ;;
     dockerd) module=dockerd exes=(dockerd docker-proxy) hint='v2.0.0-beta.24, about 5 minutes the first time' ;;
     runc) module=runc exes=(runc) hint='1.4.3, about 1 minute the first time' ;;
+    compose) module=compose exes=(docker-compose) hint='2.39.4, about 8 minutes the first time' ;;
     *) usage ;;
     esac
 }
@@ -61,6 +63,12 @@ gobuild() {
         pkg-config --exists libseccomp 2>/dev/null ||
             die 'runc needs libseccomp: apt-get install pkg-config libseccomp-dev'
         CGO_ENABLED=1 "${go[@]}" -tags seccomp -o "$1/runc" github.com/opencontainers/runc
+        ;;
+    compose)
+        local version
+        version=$(go list -C "$here/$module" -m -f '{{.Version}}' github.com/docker/compose/v2)
+        "${go[@]}" -ldflags "-s -w -X github.com/docker/compose/v2/internal.Version=$version" \
+            -o "$1/docker-compose" github.com/docker/compose/v2/cmd
         ;;
     esac
 }

@@ -51,13 +51,9 @@ func tool(ctx context.Context, root, name string) (string, error) {
 		}
 		return "", fmt.Errorf("tools/install.sh %s: %w", name, err)
 	}
-	// A module may have several programs, one a line.
-	for _, p := range strings.Fields(string(out)) {
-		if filepath.Base(p) == name {
-			return p, checkProgram(p, "tools/install.sh "+name)
-		}
-	}
-	return "", fmt.Errorf("tools/install.sh %s printed %q: no %s in it", name, out, name)
+	// A module may have several programs, one a line; its own comes first.
+	p, _, _ := strings.Cut(string(out), "\n")
+	return p, checkProgram(p, "tools/install.sh "+name)
 }
 
 func checkProgram(p, from string) error {

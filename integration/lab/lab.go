@@ -77,6 +77,10 @@ type Lab struct {
 	carrickOnce sync.Once
 	carrickErr  error // of carrickOnce
 
+	composeOnce sync.Once
+	compose     string // the program
+	composeErr  error  // of composeOnce
+
 	closeOnce sync.Once
 	closeErr  error
 }
