@@ -30,8 +30,10 @@ const tolerance = time.Second
 // those that nobody has lead nowhere.
 func TestNamesUnderChurn(t *testing.T) {
 	s := begin(t)
-	c := &nameChurn{starts: 160, until: time.Now().Add(3 * time.Minute), rand: rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))}
-	names := 40
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	c := &nameChurn{starts: 60, until: time.Now().Add(time.Minute), rand: rand.New(rand.NewPCG(seed, 0))}
+	names := 24
 	if soaked() {
 		names, c.starts, c.until = 200, 2000, time.Now().Add(30*time.Minute)
 	}

@@ -257,7 +257,7 @@ func TestFirstActIsAName(t *testing.T) {
 	web := start(t, s.h2, "app", "web")
 	start(t, s.h1, "app", "warm").resolves(t, "web", web.ip)
 	start(t, s.h3, "app", "warm").resolves(t, "web", web.ip)
-	times := 30
+	times := 20
 	if soaked() {
 		times = 200
 	}
