@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	// patience is how long Docker's resolver may take. Resolvers in containers ask
-	// again after 5 s, unless told otherwise (resolv.conf(5)).
-	patience = 5 * time.Second
+	// patience is how long Docker's resolver may take. Resolvers in containers wait for
+	// 5 s, unless told otherwise (resolv.conf(5)), and are to have the error before.
+	patience = 4500 * time.Millisecond
 	// maxForwarded is how many of a container's questions may wait for it. Docker's
 	// own bound is 1024 (libnetwork, resolver.go), and more than that it drops.
 	maxForwarded = 512
