@@ -26,6 +26,7 @@ type Facts interface {
 	Spec(ctx context.Context, id carrick.NetworkID) (cluster.Spec, error)
 	Describe(ctx context.Context, id carrick.NetworkID, s cluster.Spec) error
 	KeepNetwork(ctx context.Context, id carrick.NetworkID, why string) error
+	Self() carrick.HostID
 	HostName(id carrick.HostID) string
 	// Ended are networks of the engine that the cluster ended while this host was removed
 	// from it; ForgetEnded tells that one is gone.
@@ -92,6 +93,9 @@ type Config struct {
 	// Objections is how long a host that does not use a network waits for others to
 	// refuse its removal; 0 = 500 ms.
 	Objections time.Duration
+	// Yield is how long a user who removed a network here has to make another of its name,
+	// before one that had to stay is made here again; 0 = 2 s.
+	Yield time.Duration
 	// Retry is how soon what the engine refused is tried again; 0 = 5 s.
 	Retry time.Duration
 }
@@ -137,6 +141,9 @@ func New(cfg Config) *Mirror {
 	}
 	if cfg.Objections == 0 {
 		cfg.Objections = objections
+	}
+	if cfg.Yield == 0 {
+		cfg.Yield = yield
 	}
 	if cfg.Retry == 0 {
 		cfg.Retry = retryEvery

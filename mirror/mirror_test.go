@@ -171,6 +171,7 @@ func (f *facts) Ended() []carrick.DockerNetworkID                               
 func (f *facts) ForgetEnded(carrick.DockerNetworkID) error                       { return nil }
 func (f *facts) Describe(context.Context, carrick.NetworkID, cluster.Spec) error { return nil }
 func (f *facts) KeepNetwork(context.Context, carrick.NetworkID, string) error    { return nil }
+func (f *facts) Self() carrick.HostID                                            { return "00000000000000a1" }
 func (f *facts) HostName(id carrick.HostID) string                               { return string(id) }
 func (f *facts) StoreAway() bool                                                 { return false }
 

@@ -40,6 +40,9 @@ const miscount = 2 * time.Second
 // refuse its removal.
 const objections = 500 * time.Millisecond
 
+// yield is how long a user may take to make another network after he removed one.
+const yield = 2 * time.Second
+
 // retryEvery is how often what an engine refused is tried again without a reason.
 const retryEvery = 5 * time.Second
 
@@ -196,6 +199,8 @@ func (m *Mirror) tasks(specs []cluster.Spec, networks map[carrick.DockerNetworkI
 		}
 		taken, ok := names[s.Name]
 		switch {
+		case !ok && m.yields(s):
+			m.retrySoon()
 		case !ok:
 			out = append(out, task{id, func(ctx context.Context) string { return m.create(ctx, s) }})
 		case slices.Contains(ended, taken): // which is being removed
@@ -215,6 +220,18 @@ func (m *Mirror) tasks(specs []cluster.Spec, networks map[carrick.DockerNetworkI
 		}
 	}
 	return out
+}
+
+// yields says whether a network that had to stay is not made again yet, because it was
+// this host's user who removed it: who removes a network to make another of its name,
+// as docker compose does when its file has changed, does so at once.
+func (m *Mirror) yields(s cluster.Spec) bool {
+	r := s.Refusal
+	if r == nil || r.By != m.cfg.Facts.Self() {
+		return false
+	}
+	since := time.Since(r.At) // by the clock of the host that refused
+	return since >= 0 && since < m.cfg.Yield
 }
 
 // describe makes a network of this host known to the others.

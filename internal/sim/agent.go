@@ -141,6 +141,7 @@ func (h *Host) launch(name string, vtep netip.Addr) (*agent, error) {
 			cfg.Everywhere = true
 			cfg.Driver = func(context.Context) (string, error) { return "carrick", nil }
 			cfg.Patience, cfg.Every, cfg.Retry, cfg.Objections = time.Second, 200*time.Millisecond, 100*time.Millisecond, 50*time.Millisecond
+			cfg.Yield = 200 * time.Millisecond
 		}
 		m = mirror.New(cfg)
 		h.mu.Lock()
