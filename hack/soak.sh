@@ -17,14 +17,14 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
     echo 'soak: needs root' >&2
     exit 1
 }
-tools/install.sh consul dockerd runc >/dev/null
+tools/install.sh consul dockerd runc compose >/dev/null
 export CARRICK_SOAK=${1:-30m} CARRICK_OUTAGE=${CARRICK_OUTAGE:-10m}
 churn=${CARRICK_CHURN:-20000}
 unset CARRICK_CHURN
 failed=
 CARRICK_CHURN=$churn go test -count=1 -timeout 0 -v -run '^TestChurn$' ./integration/soak || failed=1
 go test -count=1 -timeout 0 -v -run '^TestStoreOutage$' ./integration/scenarios || failed=1
-go test -count=1 -timeout 0 -v -run '^(TestNamesUnderChurn|TestFirstActIsAName)$' ./integration/scenarios || failed=1
+go test -count=1 -timeout 0 -v -run '^(TestNamesUnderChurn|TestFirstActIsAName|TestCompose.*)$' ./integration/scenarios || failed=1
 go test -count=1 -timeout 0 -v -skip '^TestChurn$' ./integration/soak || failed=1
 go test -race -count=1 -timeout 0 -v ./internal/history || failed=1
 [[ -z $failed ]]
