@@ -35,6 +35,10 @@ func TestTheClustersKey(t *testing.T) {
 		t.Fatalf("two keys, %x and %x", one, two)
 	}
 	s.Restore(memory.NewServer().Snapshot())
+	sim.Eventually(t, "the store has a key again, without anybody asking for it", func() bool {
+		_, err := hosts[0].Store.Get(t.Context(), "v1/key")
+		return err == nil
+	})
 	if again := key(hosts[1]); !bytes.Equal(again, one) {
 		t.Error("a store that lost its past has another key")
 	}

@@ -112,7 +112,7 @@ func (c *Cluster) settleOnce(ctx context.Context, whole bool) error {
 	if c.jr.Meta().Fenced {
 		return nil // regain does it
 	}
-	errs = append(errs, c.settleSelf(ctx))
+	errs = append(errs, c.settleSelf(ctx), c.settleKey(ctx))
 	for _, n := range c.jr.Networks() {
 		if n.Leaving {
 			errs = append(errs, c.leave(ctx, n.Conf.ID))
@@ -138,6 +138,18 @@ func (c *Cluster) settleSelf(ctx context.Context) error {
 	}
 	c.log.Warn("this host is missing from the store and registers again")
 	return c.register(ctx)
+}
+
+// settleKey gives the cluster's key back to a store that lost it.
+func (c *Cluster) settleKey(ctx context.Context) error {
+	if c.knownKey() == nil {
+		return nil // nobody here needs one
+	}
+	_, err := c.tryKey(ctx)
+	if errors.Is(err, kvstore.ErrConflict) {
+		return nil // another host was faster
+	}
+	return err
 }
 
 // settleNetwork restores what a crash between store and journal, in either
