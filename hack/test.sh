@@ -107,7 +107,7 @@ tier() {
             fi
             # Two packages at a time: each runs engines for several hosts, and most
             # of the time they wait.
-            gotest integration -p 2 -timeout 60m $servers
+            gotest integration -p 2 -timeout 80m $servers
         fi
         ;;
     *) die "unknown tier $1: want lint, unit, history, kernel or integration" ;;

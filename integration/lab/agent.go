@@ -83,8 +83,13 @@ func (h *Host) RestartAgent(ctx context.Context) error { return h.StartAgent(ctx
 // Mirrors says whether the agent that was started last has networks of other hosts
 // made on this one.
 func (h *Host) Mirrors() bool {
-	const off = "--mirror=false"
-	return !slices.Contains(h.lab.opts.AgentFlags, off) && !slices.Contains(h.agentArgs, off)
+	// The last one counts.
+	for _, f := range slices.Backward(slices.Concat(h.lab.opts.AgentFlags, h.agentArgs)) {
+		if on, ok := strings.CutPrefix(f, "--mirror="); ok {
+			return on == "true"
+		}
+	}
+	return true
 }
 
 // CreateNetwork gives docker network create with some flags on the first of several

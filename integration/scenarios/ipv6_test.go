@@ -329,7 +329,7 @@ func TestContainersThatTurnIPv6Off(t *testing.T) {
 // What cannot be of IPv6 is refused on the terminal, in words that say what would
 // do, and leaves nothing.
 func TestBadIPv6(t *testing.T) {
-	s := begin(t).alone(t)
+	s := begin(t)
 	create(t, s.Hosts()[:1], "both", dual4, "--ipv6", "--subnet", dual6)
 	create(t, s.Hosts()[:1], "four", "10.44.0.0/16")
 	before := s.MustInventory(t)

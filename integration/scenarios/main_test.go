@@ -45,8 +45,8 @@ type scenario struct {
 	h1, h2, h3 *lab.Host // Debian's engine, Debian's engine, a current engine
 }
 
-// begin waits for the test's turn on the shared lab: three hosts with agents, no
-// containers, no Carrick networks, no faults. When the test ends, all sides must
+// begin waits for the test's turn on the shared lab: three hosts with agents that mind
+// their own networks, unless the test calls together; no containers, no Carrick networks, no faults. When the test ends, all sides must
 // agree about what it leaves running (see [lab.Lab.Check]). Then everything is
 // cleaned up as an operator would, containers first and then networks, and the
 // hosts and the store must be what they were.
@@ -61,7 +61,7 @@ func begin(t *testing.T) scenario {
 	t.Cleanup(shared.mu.Unlock)
 	if shared.lab == nil {
 		// The lab outlives the test, and so must the context it is started with.
-		l, err := lab.Start(context.WithoutCancel(t.Context()), lab.Options{Agents: true})
+		l, err := lab.Start(context.WithoutCancel(t.Context()), lab.Options{Agents: true, AgentFlags: []string{alone}})
 		if err != nil {
 			t.Fatal(err)
 		}

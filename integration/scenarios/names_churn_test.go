@@ -29,7 +29,7 @@ const tolerance = time.Second
 // the right one, and in the end every name leads to its holder, from everywhere, and
 // those that nobody has lead nowhere.
 func TestNamesUnderChurn(t *testing.T) {
-	s := begin(t)
+	s := begin(t).together(t)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	c := &nameChurn{starts: 60, until: time.Now().Add(time.Minute), rand: rand.New(rand.NewPCG(seed, 0))}

@@ -14,7 +14,8 @@ import (
 // A container that sends garbage to where it asks harms nobody's names, its own
 // included.
 func TestGarbageForQuestions(t *testing.T) {
-	s := begin(t)
+	onlySoaked(t)
+	s := begin(t).together(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	web := start(t, s.h2, "app", "web")
 	for _, h := range []*lab.Host{s.h1, s.h3} {
@@ -48,7 +49,7 @@ func TestGarbageForQuestions(t *testing.T) {
 // A container whose own resolvers are dead is led to the cluster's names, and is told
 // that others are not known instead of being left to wait.
 func TestNamesWithADeadUpstream(t *testing.T) {
-	s := begin(t)
+	s := begin(t).together(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	web := start(t, s.h2, "app", "web")
 	for _, h := range []*lab.Host{s.h1, s.h3} {

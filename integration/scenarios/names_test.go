@@ -17,6 +17,14 @@ import (
 // soaked says whether this is the soak's run (make soak), which is longer.
 func soaked() bool { return os.Getenv("CARRICK_SOAK") != "" }
 
+// onlySoaked leaves out a test that takes minutes, but for the soak, and says so.
+func onlySoaked(t *testing.T) {
+	t.Helper()
+	if !soaked() {
+		t.Skip("it takes minutes: make soak runs it")
+	}
+}
+
 // leads is what names lead to; none: nowhere.
 type leads map[string][]string
 
@@ -73,7 +81,7 @@ func (b box) unknown(t testing.TB, names ...string) {
 // other: its own, its aliases, its hostname, its short id, each with and without the
 // network's name; and its address leads to its name.
 func TestNamesEverywhere(t *testing.T) {
-	s := begin(t)
+	s := begin(t).together(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16", "--ipv6", "--subnet", "fd00:42::/64")
 	create(t, s.Hosts(), "other", "10.43.0.0/16")
 	for _, h := range s.Hosts() {
@@ -114,7 +122,7 @@ func TestNamesEverywhere(t *testing.T) {
 // unhealthy, or whose host is lost. With nobody left it leads nowhere, although
 // Docker's own resolver knows better.
 func TestNamesOfMany(t *testing.T) {
-	s := begin(t)
+	s := begin(t).together(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	client := start(t, s.h1, "app", "client")
 	var all []string
@@ -142,7 +150,7 @@ func TestNamesOfMany(t *testing.T) {
 // How long a name outlives its container: after a stop, and after a power cut of its
 // host. The figures are printed.
 func TestStaleNames(t *testing.T) {
-	s := begin(t)
+	s := begin(t).together(t)
 	ctx := t.Context()
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	client := start(t, s.h1, "app", "client")
@@ -185,7 +193,7 @@ func TestStaleNames(t *testing.T) {
 // With the agent killed, local containers' names and those outside resolve as with
 // plain Docker, within seconds; a new agent answers again, in containers of before.
 func TestNamesWithoutTheAgent(t *testing.T) {
-	s := begin(t)
+	s := begin(t).together(t)
 	ctx := t.Context()
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	far := start(t, s.h2, "app", "far")
@@ -219,7 +227,7 @@ func TestNamesWithoutTheAgent(t *testing.T) {
 // While the store is away names of known containers resolve, new ones of this host
 // do, and those that stop here are gone.
 func TestNamesWithoutTheStore(t *testing.T) {
-	s := begin(t)
+	s := begin(t).together(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	client, far := start(t, s.h1, "app", "client"), start(t, s.h2, "app", "far")
 	client.resolves(t, "far", far.ip)
@@ -252,7 +260,7 @@ func TestNamesWithoutTheStore(t *testing.T) {
 // time: on an engine before 28, where its namespace comes after Join, and on a current
 // one.
 func TestFirstActIsAName(t *testing.T) {
-	s := begin(t)
+	s := begin(t).together(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	web := start(t, s.h2, "app", "web")
 	start(t, s.h1, "app", "warm").resolves(t, "web", web.ip)
@@ -287,7 +295,7 @@ func TestFirstActIsAName(t *testing.T) {
 // Containers that share a namespace, and the outside: what a container shares it
 // resolves with, and what nobody knows is asked of Docker's resolver.
 func TestNamesInSharedNamespaces(t *testing.T) {
-	s := begin(t)
+	s := begin(t).together(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	create(t, s.Hosts(), "inner", "10.43.0.0/16", "--internal")
 	web := start(t, s.h2, "app", "web")

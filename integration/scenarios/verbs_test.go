@@ -27,11 +27,17 @@ func create(t testing.TB, hosts []*lab.Host, name, subnet string, extra ...strin
 	}
 }
 
-// alone makes each host of the shared lab mind its own networks for this test.
-func (s scenario) alone(t *testing.T) scenario {
+// alone is the flag of agents that do not make other hosts' networks on theirs.
+const alone = "--mirror=false"
+
+// together has a network of any host be on all hosts of the shared lab, in this test.
+func (s scenario) together(t *testing.T) scenario {
 	t.Helper()
 	again := func(ctx context.Context, flags ...string) error {
 		return onEach(s.Hosts(), func(h *lab.Host) error {
+			if !h.On() {
+				return nil // repaired with all else
+			}
 			if h.AgentRunning() {
 				if err := h.StopAgent(ctx); err != nil {
 					return err
@@ -40,7 +46,7 @@ func (s scenario) alone(t *testing.T) scenario {
 			return h.StartAgent(ctx, flags...)
 		})
 	}
-	if err := again(t.Context(), "--mirror=false"); err != nil {
+	if err := again(t.Context(), "--mirror=true"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
