@@ -230,7 +230,7 @@ func TestChosenIPv6Subnet(t *testing.T) {
 // A network of IPv6 only, on engines that can do without IPv4.
 func TestIPv6Only(t *testing.T) {
 	t.Parallel()
-	l := lab.New(t, lab.Options{Engines: []lab.Engine{lab.Current, lab.Current, lab.Debian20}, Agents: true})
+	l := lab.New(t, lab.Options{Engines: []lab.Engine{lab.Current, lab.Current, lab.Debian20}, Agents: true, AgentFlags: []string{alone}})
 	current, old := []*lab.Host{l.Host(1), l.Host(2)}, l.Host(3)
 	// As --ipv4=false, which this command line does not know.
 	create(t, current, "six", only6, "--ipv6", "-o", "com.docker.network.enable_ipv4=false")

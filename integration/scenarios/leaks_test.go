@@ -56,7 +56,7 @@ func used(t testing.TB, h *lab.Host, network string) int {
 // own.
 func TestLeaksOfAnAbsentAgent(t *testing.T) {
 	t.Parallel()
-	l := lab.New(t, lab.Options{Engines: []lab.Engine{lab.Debian20, lab.Current}, Agents: true, AgentFlags: []string{"--mirror=false"}})
+	l := lab.New(t, lab.Options{Engines: []lab.Engine{lab.Debian20, lab.Current}, Agents: true, AgentFlags: []string{alone}})
 	h1, h2 := l.Host(1), l.Host(2)
 	ctx := t.Context()
 	if err := warmUp(ctx, l); err != nil {
