@@ -274,6 +274,7 @@ func TestComposeWithAnExternalNetwork(t *testing.T) {
 // Compose has its own ideas about a network that is there already: one that it did
 // not make, and one that is of another state of the file.
 func TestComposeAndItsLabels(t *testing.T) {
+	onlySoaked(t)
 	s := begin(t).together(t)
 	ctx := t.Context()
 	file := projectFile(t, project)
