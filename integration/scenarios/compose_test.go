@@ -215,11 +215,7 @@ func TestComposeAtOnce(t *testing.T) {
 	onlySoaked(t)
 	s := begin(t).together(t)
 	file := projectFile(t, project)
-	rounds := 1
-	if soaked() {
-		rounds = 5
-	}
-	for range rounds {
+	for range 5 {
 		every := func(args ...string) {
 			t.Helper()
 			err := onEach(s.Hosts(), func(h *lab.Host) error {
@@ -244,11 +240,7 @@ func TestComposeWithAnExternalNetwork(t *testing.T) {
 	s := begin(t).together(t)
 	text, _, _ := strings.Cut(project, "networks:\n  app:\n    driver")
 	file := projectFile(t, text+"networks:\n  app:\n    name: shared\n    external: true\n")
-	creators := []*lab.Host{s.h3}
-	if soaked() {
-		creators = append(creators, s.h2)
-	}
-	for _, creator := range creators {
+	for _, creator := range []*lab.Host{s.h2, s.h3} {
 		if out, err := s.h1.Compose(t.Context(), file, "up", "-d"); err == nil || !strings.Contains(out, "declared as external, but could not be found") {
 			t.Errorf("without the network compose says %v: %s", err, out)
 		}
