@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -101,7 +102,7 @@ func (c *Cluster) answer(ctx context.Context, requester carrick.HostID, q ask) e
 	}
 	var lease, before journal.Lease
 	var gone bool // the requester is no host any more
-	reason := ""
+	reason, apart := "", ""
 	err := c.jr.Update(func(tx *journal.Tx) error {
 		if lease, reason = c.pickLoan(tx, requester, q); reason != "" && kept != nil {
 			reason += ": " + kept.Error()
@@ -142,13 +143,26 @@ func (c *Cluster) answer(ctx context.Context, requester carrick.HostID, q ask) e
 			return encErr
 		}
 		gone = false
-		if reason == "" {
+		// Who leaves a network gives back what is in its name, once: nothing may come
+		// after that. A question can be as late as any other write.
+		aliasKey := keyAlias(q.Network, requester)
+		_, aliasVer, err := get[aliasRecord](ctx, c, aliasKey)
+		if err != nil {
+			return err
+		}
+		apart = ""
+		if aliasVer == 0 {
+			apart = "the store does not say that " + c.HostName(requester) + " has the network"
+		}
+		switch {
+		case reason == "" && apart == "":
+			t.Version(aliasKey, aliasVer)
 			if err := c.putLoan(ctx, t, &encErr, requester, lease, num); err != nil {
 				return err
 			}
 			r.Asks[i].Answer, r.Asks[i].Addr, r.Asks[i].Gen = granted, lease.Addr, lease.Gen
-		} else {
-			r.Asks[i].Answer, r.Asks[i].Reason = refused, reason
+		default:
+			r.Asks[i].Answer, r.Asks[i].Reason = refused, cmp.Or(reason, apart)
 		}
 		put(t, &encErr, key, &r)
 		return encErr
@@ -163,7 +177,7 @@ func (c *Cluster) answer(ctx context.Context, requester carrick.HostID, q ask) e
 	case err != nil:
 		return err // it stays lent here; settle compares
 	}
-	if gone {
+	if gone || apart != "" {
 		if reason == "" {
 			return c.takeGrantBack(requester, lease, before)
 		}

@@ -258,3 +258,31 @@ func TestRemovedHostReturns(t *testing.T) {
 		t.Errorf("run --ip of a removed host's address: %v", err)
 	}
 }
+
+// A host asks another for an address, and what it wrote arrives only when it has left
+// the network: it gets none, since nobody would give it back.
+func TestAQuestionThatComesLate(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	hs, ns := trio(t, s, "10.42.0.0/24")
+	mine := hs[0].MustRun(ns[0], sim.Run{})
+	next := mine.Addr.Addr().Next()
+	settled(t, hs[1])
+	hs[1].Store.DelayTxns(1)
+	if _, err := hs[1].Run(ns[1], sim.Run{IP: next.String()}); err == nil {
+		t.Fatal("h2 has an address of h1's block, and its question is still under way")
+	}
+	if err := hs[1].NetworkRm("app"); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.Deliver(); n != 1 {
+		t.Fatalf("%d late writes, want the question", n)
+	}
+	sim.Eventually(t, "h1 to have answered", func() bool { return strings.Contains(s.Dump(), `answer\":\"`) || !strings.Contains(s.Dump(), "v1/ask/"+string(hs[0].Cluster.Self())+"/") })
+	if loan := "/ipam/" + next.String() + "-32"; strings.Contains(s.Dump(), loan) {
+		t.Errorf("%s was lent to a host that has left:\n%s", next, s.Dump())
+	}
+	if _, err := hs[2].Run(ns[2], sim.Run{IP: next.String()}); err != nil && !strings.Contains(err.Error(), "rest") {
+		t.Errorf("run --ip %s on h3: %v", next, err)
+	}
+}
