@@ -410,7 +410,8 @@ func (m *Mirror) removeIdle(ctx context.Context, id carrick.NetworkID, docker ca
 		select {
 		case <-tick.C:
 		case <-wait.Done():
-			return err
+			return fmt.Errorf("%w; no container of this host is in it as far as Carrick knows: if docker network inspect lists none either, "+
+				"the engine has miscounted, as those of 20.10 can when many start or end at once, and counts anew when it is restarted", err)
 		}
 	}
 }

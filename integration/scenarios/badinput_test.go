@@ -89,7 +89,7 @@ func TestBadNetworkCreates(t *testing.T) {
 
 // A host that joins a network cannot ask for something else than it is.
 func TestJoinerMustAgree(t *testing.T) {
-	s := begin(t)
+	s := begin(t).apart(t)
 	s.h1.MustDocker(t, createArgs("app", "10.42.0.0/16", "-o", "vni=4242", "-o", "mtu=1300")...)
 	before := s.MustInventory(t)
 	for _, c := range []struct {

@@ -124,7 +124,7 @@ func oneProject(t *testing.T, hosts []*lab.Host, network string) (boxes []box) {
 // finds the network as its own, takes it as it is, and all services are one another's
 // by name. What one host takes down stays on the others.
 func TestComposeOnEveryHost(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	file := projectFile(t, project)
 	// Once with a current engine first, in the soak once with an old one, too.
 	orders := [][]*lab.Host{{s.h3, s.h1, s.h2}}
@@ -213,7 +213,7 @@ func takes(t testing.TB, out string, h *lab.Host) {
 // moment; nobody waits for the network of another. It is one network all the same.
 func TestComposeAtOnce(t *testing.T) {
 	onlySoaked(t)
-	s := begin(t).together(t)
+	s := begin(t)
 	file := projectFile(t, project)
 	for range 5 {
 		every := func(args ...string) {
@@ -237,7 +237,7 @@ func TestComposeAtOnce(t *testing.T) {
 // A network that is external to the project, made by hand on another host.
 func TestComposeWithAnExternalNetwork(t *testing.T) {
 	onlySoaked(t)
-	s := begin(t).together(t)
+	s := begin(t)
 	text, _, _ := strings.Cut(project, "networks:\n  app:\n    driver")
 	file := projectFile(t, text+"networks:\n  app:\n    name: shared\n    external: true\n")
 	for _, creator := range []*lab.Host{s.h2, s.h3} {
@@ -267,7 +267,7 @@ func TestComposeWithAnExternalNetwork(t *testing.T) {
 // not make, and one that is of another state of the file.
 func TestComposeAndItsLabels(t *testing.T) {
 	onlySoaked(t)
-	s := begin(t).together(t)
+	s := begin(t)
 	ctx := t.Context()
 	file := projectFile(t, project)
 	// Made by hand under the project's name for it: refused, with the reason.

@@ -100,7 +100,7 @@ func pools(t testing.TB, h *lab.Host, ref string) []string {
 // A network of both families on old and current engines: everybody reaches
 // everybody over both, and the flags about addresses work for both.
 func TestDualStack(t *testing.T) {
-	s := begin(t)
+	s := begin(t).apart(t)
 	create(t, []*lab.Host{s.h1, s.h2}, "app", dual4, "--ipv6", "--subnet", dual6)
 	// What a joining host leaves out it inherits.
 	create(t, []*lab.Host{s.h3}, "app", dual4, "--ipv6")
@@ -329,7 +329,7 @@ func TestContainersThatTurnIPv6Off(t *testing.T) {
 // What cannot be of IPv6 is refused on the terminal, in words that say what would
 // do, and leaves nothing.
 func TestBadIPv6(t *testing.T) {
-	s := begin(t)
+	s := begin(t).apart(t)
 	create(t, s.Hosts()[:1], "both", dual4, "--ipv6", "--subnet", dual6)
 	create(t, s.Hosts()[:1], "four", "10.44.0.0/16")
 	before := s.MustInventory(t)

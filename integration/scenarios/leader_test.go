@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/carrick-net/carrick/integration/lab"
 )
@@ -13,7 +14,7 @@ import (
 // server lives, networks can be made as soon as there is a leader again.
 func TestLeaderLost(t *testing.T) {
 	t.Parallel()
-	l := lab.New(t, lab.Options{Agents: true, AgentFlags: []string{alone}, Consuls: 3})
+	l := lab.New(t, lab.Options{Agents: true, Consuls: 3})
 	ctx := t.Context()
 	w := load(t, l, "app", "10.42.0.0/16")
 	w.work(t)
@@ -37,12 +38,11 @@ func TestLeaderLost(t *testing.T) {
 			}
 		}
 		name, subnet := fmt.Sprintf("new%d", i), fmt.Sprintf("10.5%d.0.0/16", i)
-		for _, h := range can {
-			lab.Eventually(t, patience, h.Name()+" to make a network after the leader's "+fault.what, func() error {
-				_, err := h.Docker(ctx, createArgs(name, subnet)...)
-				return err
-			})
-		}
+		lab.Eventually(t, patience, can[0].Name()+" to make a network after the leader's "+fault.what, func() error {
+			_, err := can[0].Docker(ctx, createArgs(name, subnet)...)
+			return err
+		})
+		appears(t, can, name, time.Now())
 		start(t, can[0], name, "client-"+name).reaches(t, start(t, can[1], name, "server-"+name))
 		w.rounds(t, 1)
 		if err := fault.mend(old); err != nil {

@@ -126,7 +126,7 @@ func TestParallelRuns(t *testing.T) {
 // given, leaves it whole elsewhere, and with the last host the last trace in the
 // kernel and in the store is gone.
 func TestNetworkRemoval(t *testing.T) {
-	s := begin(t)
+	s := begin(t).apart(t)
 	empty := s.MustInventory(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	for _, h := range s.Hosts() {

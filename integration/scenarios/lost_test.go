@@ -73,7 +73,7 @@ func TestStoreWipedUnderLoad(t *testing.T) {
 // containers that there are now, and knows some that are no more. What lives
 // wins.
 func TestStoreRestoredUnderLoad(t *testing.T) {
-	s := begin(t)
+	s := begin(t).apart(t)
 	ctx := t.Context()
 	w := load(t, s.Lab, "app", "10.42.0.0/16")
 	create(t, s.Hosts(), "gone", "10.43.0.0/16")

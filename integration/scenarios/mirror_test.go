@@ -86,7 +86,7 @@ func vanishes(t *testing.T, hosts []*lab.Host, name string, since time.Time) {
 // One docker network create is enough, on an old engine as on a current one: the
 // network is the same on every host, and one rm on another host ends it.
 func TestOneCreateEveryHost(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	for i, creator := range []*lab.Host{s.h2, s.h3} {
 		name := fmt.Sprintf("app%d", i)
 		since := time.Now()
@@ -130,7 +130,7 @@ func TestOneCreateEveryHost(t *testing.T) {
 // A removal that an engine refuses, because a container runs there, is none: the
 // network is back where it was removed, and carrick network ls says why.
 func TestARemovalThatIsRefused(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	uses := start(t, s.h3, "app", "uses")
 	s.h1.MustDocker(t, "network", "rm", "app")
@@ -157,7 +157,7 @@ func TestARemovalThatIsRefused(t *testing.T) {
 // The host that made a network loses its power at once after that; a host's agent
 // dies in the middle of it.
 func TestNetworksWhileHostsAreOff(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	ctx := t.Context()
 	create(t, s.Hosts(), "old", "10.41.0.0/16")
 	if err := s.h3.PowerCut(ctx); err != nil {
@@ -243,7 +243,7 @@ func TestAFreshEngine(t *testing.T) {
 // The store is away: nothing is made elsewhere, and a removal is this host's alone.
 // When it is back, so is the network.
 func TestNetworksWithoutTheStore(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	ctx := t.Context()
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	if err := s.Consul(1).Kill(ctx); err != nil {
@@ -273,7 +273,7 @@ func TestNetworksWithoutTheStore(t *testing.T) {
 // A name that another driver's network has is said, and that network is left alone.
 // When it goes, the cluster's takes its place.
 func TestANameOfAnotherDriver(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	s.h2.MustDocker(t, "network", "create", "app")
 	t.Cleanup(func() { _, _ = s.h2.Docker(context.WithoutCancel(t.Context()), "network", "rm", "app") })
 	s.h1.MustDocker(t, createArgs("app", "10.42.0.0/16")...)
@@ -305,7 +305,7 @@ func TestANameOfAnotherDriver(t *testing.T) {
 // with two, one of them is everywhere; and if the other is in use by then, it stays
 // and is told of.
 func TestOneNameTwiceAtOnce(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	ctx := t.Context()
 	for i, subnets := range [][]string{{"10.42.0.0/16", "10.42.0.0/16"}, {"10.43.0.0/16", "10.44.0.0/16"}} {
 		name := fmt.Sprintf("app%d", i)
@@ -343,7 +343,7 @@ func TestOneNameTwiceAtOnce(t *testing.T) {
 // Fifty networks are made at once on all hosts, are everywhere, and go again.
 func TestFiftyNetworksAtOnce(t *testing.T) {
 	onlySoaked(t)
-	s := begin(t).together(t)
+	s := begin(t)
 	ctx := t.Context()
 	const networks = 50
 	all := make([]int, networks)
@@ -391,7 +391,7 @@ func TestFiftyNetworksAtOnce(t *testing.T) {
 
 // carrick network create and rm do the whole of it.
 func TestNetworkVerbs(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	id, err := s.h3.Carrick(t.Context(), "network", "create", "app", "--subnet", "10.42.0.0/16", "-o", "flood=off", "--label", "team=a")
 	if err != nil {
 		t.Fatal(err)

@@ -30,7 +30,7 @@ const tolerance = time.Second
 // those that nobody has lead nowhere.
 func TestNamesUnderChurn(t *testing.T) {
 	onlySoaked(t)
-	s := begin(t).together(t)
+	s := begin(t)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	const names = 200

@@ -15,7 +15,7 @@ import (
 // included.
 func TestGarbageForQuestions(t *testing.T) {
 	onlySoaked(t)
-	s := begin(t).together(t)
+	s := begin(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	web := start(t, s.h2, "app", "web")
 	for _, h := range []*lab.Host{s.h1, s.h3} {
@@ -50,7 +50,7 @@ func TestGarbageForQuestions(t *testing.T) {
 // that others are not known instead of being left to wait.
 func TestNamesWithADeadUpstream(t *testing.T) {
 	onlySoaked(t)
-	s := begin(t).together(t)
+	s := begin(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	web := start(t, s.h2, "app", "web")
 	for _, h := range []*lab.Host{s.h1, s.h3} {

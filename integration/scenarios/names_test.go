@@ -81,7 +81,7 @@ func (b box) unknown(t testing.TB, names ...string) {
 // other: its own, its aliases, its hostname, its short id, each with and without the
 // network's name; and its address leads to its name.
 func TestNamesEverywhere(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16", "--ipv6", "--subnet", "fd00:42::/64")
 	create(t, s.Hosts(), "other", "10.43.0.0/16")
 	for _, h := range s.Hosts() {
@@ -122,7 +122,7 @@ func TestNamesEverywhere(t *testing.T) {
 // unhealthy, or whose host is lost. With nobody left it leads nowhere, although
 // Docker's own resolver knows better.
 func TestNamesOfMany(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	client := start(t, s.h1, "app", "client")
 	var all []string
@@ -150,7 +150,7 @@ func TestNamesOfMany(t *testing.T) {
 // How long a name outlives its container: after a stop, and after a power cut of its
 // host. The figures are printed.
 func TestStaleNames(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	ctx := t.Context()
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	client := start(t, s.h1, "app", "client")
@@ -193,7 +193,7 @@ func TestStaleNames(t *testing.T) {
 // With the agent killed, local containers' names and those outside resolve as with
 // plain Docker, within seconds; a new agent answers again, in containers of before.
 func TestNamesWithoutTheAgent(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	ctx := t.Context()
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	far := start(t, s.h2, "app", "far")
@@ -227,7 +227,7 @@ func TestNamesWithoutTheAgent(t *testing.T) {
 // While the store is away names of known containers resolve, new ones of this host
 // do, and those that stop here are gone.
 func TestNamesWithoutTheStore(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	client, far := start(t, s.h1, "app", "client"), start(t, s.h2, "app", "far")
 	client.resolves(t, "far", far.ip)
@@ -260,7 +260,7 @@ func TestNamesWithoutTheStore(t *testing.T) {
 // time: on an engine before 28, where its namespace comes after Join, and on a current
 // one.
 func TestFirstActIsAName(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	web := start(t, s.h2, "app", "web")
 	start(t, s.h1, "app", "warm").resolves(t, "web", web.ip)
@@ -295,7 +295,7 @@ func TestFirstActIsAName(t *testing.T) {
 // Containers that share a namespace, and the outside: what a container shares it
 // resolves with, and what nobody knows is asked of Docker's resolver.
 func TestNamesInSharedNamespaces(t *testing.T) {
-	s := begin(t).together(t)
+	s := begin(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	create(t, s.Hosts(), "inner", "10.43.0.0/16", "--internal")
 	web := start(t, s.h2, "app", "web")

@@ -31,7 +31,7 @@ func outage(t testing.TB) time.Duration {
 // agents die and come back.
 func TestStoreOutage(t *testing.T) {
 	t.Parallel()
-	l := lab.New(t, lab.Options{Agents: true, AgentFlags: []string{alone}})
+	l := lab.New(t, lab.Options{Agents: true})
 	ctx := t.Context()
 	w := load(t, l, "app", "10.42.0.0/16")
 	limit := outage(t)

@@ -47,7 +47,7 @@ func TestNewServerIsReachedByOldClient(t *testing.T) {
 // The same command on each host is one network, with one VNI and one pool, and
 // no two containers of it share an address.
 func TestSameCreateIsOneNetwork(t *testing.T) {
-	s := begin(t)
+	s := begin(t).apart(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	first := inspect(t, s.h1, "app")
 	if first.VNI == 0 || first.Subnet != "10.42.0.0/16" || first.Tenant != "default" {

@@ -66,7 +66,7 @@ func TestAgentKilledUnderTraffic(t *testing.T) {
 // its own.
 func TestContainerRemovedWhileAgentIsAway(t *testing.T) {
 	t.Parallel()
-	l := lab.New(t, lab.Options{Engines: []lab.Engine{lab.Debian20, lab.Current}, Agents: true, AgentFlags: []string{alone}})
+	l := lab.New(t, lab.Options{Engines: []lab.Engine{lab.Debian20, lab.Current}, Agents: true})
 	h1, h2 := l.Host(1), l.Host(2)
 	ctx := t.Context()
 	if err := warmUp(ctx, l); err != nil {

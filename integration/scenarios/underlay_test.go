@@ -37,7 +37,7 @@ func meet(t testing.TB, boxes []box6) {
 // back with another address of the right one is found by all.
 func TestIPv6Underlay(t *testing.T) {
 	t.Parallel()
-	l := lab.New(t, lab.Options{Engines: []lab.Engine{lab.Debian20, lab.Current}, AgentFlags: []string{alone}, IPv6: true})
+	l := lab.New(t, lab.Options{Engines: []lab.Engine{lab.Debian20, lab.Current}, IPv6: true})
 	h1, h2 := l.Host(1), l.Host(2)
 	for h, addr := range map[*lab.Host]string{h1: "fd31::1", h2: "fd31::2"} {
 		advertise(t, h, addr)

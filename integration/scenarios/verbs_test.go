@@ -3,6 +3,7 @@ package scenarios
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -30,27 +31,29 @@ func create(t testing.TB, hosts []*lab.Host, name, subnet string, extra ...strin
 // alone is the flag of agents that do not make other hosts' networks on theirs.
 const alone = "--mirror=false"
 
-// together has a network of any host be on all hosts of the shared lab, in this test.
-func (s scenario) together(t *testing.T) scenario {
+// apart has each host of the shared lab mind its own networks, in this test: one is on
+// the hosts where somebody made it.
+func (s scenario) apart(t *testing.T) scenario {
 	t.Helper()
 	again := func(ctx context.Context, flags ...string) error {
 		return onEach(s.Hosts(), func(h *lab.Host) error {
-			if !h.On() {
-				return nil // repaired with all else
-			}
-			if h.AgentRunning() {
-				if err := h.StopAgent(ctx); err != nil {
-					return err
-				}
-			}
-			return h.StartAgent(ctx, flags...)
+			return errors.Join(h.StopAgent(ctx), h.StartAgent(ctx, flags...))
 		})
 	}
-	if err := again(t.Context(), "--mirror=true"); err != nil {
+	if err := again(t.Context(), alone); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := again(context.WithoutCancel(t.Context())); err != nil {
+		// The networks go as they came, before the agents are as they were.
+		ctx := context.WithoutCancel(t.Context())
+		err := repair(ctx, s.Lab)
+		if err == nil && !t.Failed() {
+			err = s.Agree(ctx)
+		}
+		if err == nil {
+			err = tidy(ctx, s.Lab)
+		}
+		if err := errors.Join(err, again(ctx)); err != nil {
 			t.Error(err)
 		}
 	})
