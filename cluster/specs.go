@@ -184,6 +184,29 @@ func (c *Cluster) Describe(ctx context.Context, id carrick.NetworkID, s Spec) er
 	return nil
 }
 
+// DescribeAnew is Describe for a network that this host's user removed, which was
+// refused because it is in use elsewhere, and made again in other words: those count
+// from now on, and that it had to stay is of no interest any more. Name, Network, Num
+// and Seq stay. Nothing happens if that is not how it is by now. Errors: the store's.
+func (c *Cluster) DescribeAnew(ctx context.Context, id carrick.NetworkID, s Spec) error {
+	_, err := c.structural(ctx, func(ctx context.Context, t *kvstore.Txn, _ uint32) error {
+		old, v, err := get[specRecord](ctx, c, keySpec(id))
+		if err != nil || old.Removal != nil || old.Refusal == nil || old.Refusal.By != c.self || old.Name != s.Name {
+			return err
+		}
+		old.V, old.Refusal = schema, nil
+		old.Labels, old.Options, old.IPAM, old.Attachable = s.Labels, s.Options, s.IPAM, s.Attachable
+		var encErr error
+		t.Version(keySpec(id), v)
+		put(t, &encErr, keySpec(id), &old)
+		return encErr
+	})
+	if err != nil {
+		return fmt.Errorf("make known what network %s is now: %w", id, err)
+	}
+	return nil
+}
+
 // buildSpec adds a new spec to a structural change.
 func (c *Cluster) buildSpec(ctx context.Context, t *kvstore.Txn, id carrick.NetworkID, s Spec, num uint32, version kvstore.Revision) error {
 	conf, confVer, err := get[confRecord](ctx, c, keyConf(id))

@@ -10,6 +10,7 @@ package mirror
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -144,6 +145,20 @@ func (e *Engine) HasEndpoint(ctx context.Context, id carrick.DockerNetworkID, ep
 		}
 	}
 	return false, nil
+}
+
+// HasContainers says whether any container, also one that does not run, is to be in a
+// network, by its id or by its name: a container that never ran knows the name alone.
+func (e *Engine) HasContainers(ctx context.Context, id carrick.DockerNetworkID, name string) (bool, error) {
+	filters, err := json.Marshal(map[string]map[string]bool{"network": {string(id): true, name: true}})
+	if err != nil {
+		return false, err
+	}
+	var list []struct{}
+	if err := e.ask.get(ctx, "/containers/json?all=1&limit=1&filters="+url.QueryEscape(string(filters)), &list); err != nil {
+		return false, fmt.Errorf("docker engine %s: list the containers of network %s: %w", e.url, name, err)
+	}
+	return len(list) > 0, nil
 }
 
 // Event is something that happened in the engine: to a network, or to a container.

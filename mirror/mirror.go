@@ -25,6 +25,7 @@ type Facts interface {
 	// Spec is one of them as the store has it now.
 	Spec(ctx context.Context, id carrick.NetworkID) (cluster.Spec, error)
 	Describe(ctx context.Context, id carrick.NetworkID, s cluster.Spec) error
+	DescribeAnew(ctx context.Context, id carrick.NetworkID, s cluster.Spec) error
 	KeepNetwork(ctx context.Context, id carrick.NetworkID, why string) error
 	Self() carrick.HostID
 	HostName(id carrick.HostID) string
@@ -44,6 +45,9 @@ type Docker interface {
 	Containers(ctx context.Context) (map[carrick.EndpointID]Container, error)
 	// HasEndpoint says whether one of the engine's networks has an endpoint.
 	HasEndpoint(ctx context.Context, id carrick.DockerNetworkID, ep carrick.EndpointID) (bool, error)
+	// HasContainers says whether any container, also one that does not run, is to be in a
+	// network.
+	HasContainers(ctx context.Context, id carrick.DockerNetworkID, name string) (bool, error)
 	// Events calls fn with what happens, until ctx ends or the engine does; the error
 	// says why.
 	Events(ctx context.Context, fn func(Event)) error
@@ -125,6 +129,7 @@ type Mirror struct {
 	removing   map[carrick.DockerNetworkID]bool // by us; guarded by mu
 	making     map[carrick.NetworkID]bool       // by us; guarded by mu
 	problems   map[carrick.NetworkID]string     // guarded by mu
+	reworded   map[carrick.NetworkID]string     // the words that a network was made anew for; guarded by mu
 	driverName string                           // "": not asked yet; guarded by mu
 }
 
@@ -151,6 +156,7 @@ func New(cfg Config) *Mirror {
 	m := &Mirror{
 		cfg: cfg, kick: make(chan struct{}, 1), kickNetworks: make(chan struct{}, 1),
 		told: map[carrick.DockerNetworkID]bool{}, removing: map[carrick.DockerNetworkID]bool{}, making: map[carrick.NetworkID]bool{},
+		reworded: map[carrick.NetworkID]string{},
 	}
 	m.names = newNames(m)
 	return m

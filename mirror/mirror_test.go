@@ -167,13 +167,14 @@ func (f *facts) Specs() ([]cluster.Spec, bool) { return nil, false }
 func (f *facts) Spec(context.Context, carrick.NetworkID) (cluster.Spec, error) {
 	return cluster.Spec{}, cluster.ErrUnknownNetwork
 }
-func (f *facts) Ended() []carrick.DockerNetworkID                                { return nil }
-func (f *facts) ForgetEnded(carrick.DockerNetworkID) error                       { return nil }
-func (f *facts) Describe(context.Context, carrick.NetworkID, cluster.Spec) error { return nil }
-func (f *facts) KeepNetwork(context.Context, carrick.NetworkID, string) error    { return nil }
-func (f *facts) Self() carrick.HostID                                            { return "00000000000000a1" }
-func (f *facts) HostName(id carrick.HostID) string                               { return string(id) }
-func (f *facts) StoreAway() bool                                                 { return false }
+func (f *facts) Ended() []carrick.DockerNetworkID                                    { return nil }
+func (f *facts) ForgetEnded(carrick.DockerNetworkID) error                           { return nil }
+func (f *facts) Describe(context.Context, carrick.NetworkID, cluster.Spec) error     { return nil }
+func (f *facts) DescribeAnew(context.Context, carrick.NetworkID, cluster.Spec) error { return nil }
+func (f *facts) KeepNetwork(context.Context, carrick.NetworkID, string) error        { return nil }
+func (f *facts) Self() carrick.HostID                                                { return "00000000000000a1" }
+func (f *facts) HostName(id carrick.HostID) string                                   { return string(id) }
+func (f *facts) StoreAway() bool                                                     { return false }
 
 func (f *facts) name(id carrick.DockerNetworkID) string {
 	f.mu.Lock()

@@ -195,6 +195,54 @@ func TestARemovalThatIsRefused(t *testing.T) {
 	nowhere(t, s, hosts, "app")
 }
 
+// A user removes a network to make it again with other labels, as docker compose does
+// when its file has changed, while a container of another host is in it. The removal is
+// refused, and the new words count: at once where nobody uses the network, and elsewhere
+// when nobody does any more.
+func TestANetworkIsMadeAgainInOtherWords(t *testing.T) {
+	t.Parallel()
+	s, hosts := cluster3(t)
+	create := func(team string) sim.Create {
+		return sim.Create{Subnet: "10.42.0.0/16", Labels: map[string]string{"team": team}}
+	}
+	hosts[0].MustCreate("app", create("a"))
+	nets := everywhere(t, hosts, "app", "10.42.0.0/16")
+	c := hosts[2].MustRun(nets[2], sim.Run{})
+	team := func(h *sim.Host) string {
+		if n := h.Networks()["app"]; n != nil {
+			return n.Labels["team"]
+		}
+		return "gone"
+	}
+	for _, want := range []string{"b", "c"} {
+		if err := hosts[0].NetworkRm("app"); err != nil {
+			t.Fatal(err)
+		}
+		hosts[0].MustCreate("app", create(want))
+		sim.Eventually(t, "the idle host has it in the new words, and the removal is forgotten", func() bool {
+			specs, _ := hosts[1].Cluster.Specs()
+			return team(hosts[1]) == want && len(specs) == 1 && specs[0].Refusal == nil && specs[0].Removal == nil
+		})
+		if got := team(hosts[0]); got != want {
+			t.Errorf("the user's own is of team %s, want %s", got, want)
+		}
+		if got := team(hosts[2]); got != "a" {
+			t.Errorf("the one that is in use is of team %s, want a", got)
+		}
+	}
+	if live := hosts[2].Live(); len(live) != 1 || live[0] != c {
+		t.Errorf("the container that uses it: %v", live)
+	}
+	sound(t, s, hosts)
+	hosts[2].Stop(c)
+	sim.Eventually(t, "the last host has it in the new words", func() bool { return team(hosts[2]) == "c" })
+	kept := hosts[1].Networks()["app"].ID
+	sound(t, s, hosts)
+	if got := hosts[1].Networks()["app"].ID; got != kept {
+		t.Errorf("h2's network was made again without a reason")
+	}
+}
+
 // Two hosts create a name at the same moment. With one subnet it is one network; with
 // two, the one that was known first is everywhere, and the other's place is taken
 // unless somebody uses it.

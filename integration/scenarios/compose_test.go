@@ -282,10 +282,8 @@ func TestComposeAndItsLabels(t *testing.T) {
 	s.h2.MustDocker(t, "network", "rm", "shop_app")
 	vanishes(t, s.Hosts(), "shop_app", time.Now())
 
-	// A file that has changed: with the project down on all hosts, the network is made
-	// anew, and the others take the new one as their own. (While another host's
-	// containers hold the network, compose's replacing of it is a removal that is
-	// refused, and the old one may be back before compose makes the new one.)
+	// A file that has changed, with the project down on all hosts: the network is made
+	// anew, and the others take the new one as their own.
 	changed := projectFile(t, strings.Replace(project, "team: a", "team: b", 1))
 	for _, f := range []string{file, changed} {
 		up(t, s.h1, f, "web")
@@ -303,4 +301,34 @@ func TestComposeAndItsLabels(t *testing.T) {
 		}
 		vanishes(t, s.Hosts(), "shop_app", time.Now())
 	}
+
+	// And while another host's containers hold the network: what compose wants removed
+	// has to stay there, and is in the new words wherever nobody holds it.
+	team := func(h *lab.Host, want string) {
+		t.Helper()
+		lab.Eventually(t, soon, h.Name()+" to have the network with the label team="+want, func() error {
+			n, err := dockerInspect(ctx, h, "shop_app")
+			if err == nil && n.Labels["team"] != want {
+				err = fmt.Errorf("labels %v", n.Labels)
+			}
+			return err
+		})
+	}
+	up(t, s.h1, file, "web")
+	up(t, s.h3, file, "client")
+	appears(t, s.Hosts(), "shop_app", time.Now())
+	up(t, s.h1, changed, "web")
+	team(s.h1, "b")
+	team(s.h2, "b")
+	team(s.h3, "a")
+	oneProject(t, []*lab.Host{s.h1, s.h3}, "shop_app")
+	up(t, s.h3, changed, "client")
+	for _, h := range s.Hosts() {
+		team(h, "b")
+	}
+	for _, h := range s.Hosts() {
+		healthy(t, h)
+		down(t, h, changed)
+	}
+	vanishes(t, s.Hosts(), "shop_app", time.Now())
 }

@@ -60,6 +60,17 @@ func (e eye) HasEndpoint(_ context.Context, id carrick.DockerNetworkID, ep carri
 	return ok && c.Network.ID == id, nil
 }
 
+func (e eye) HasContainers(_ context.Context, id carrick.DockerNetworkID, _ string) (bool, error) {
+	e.h.mu.Lock()
+	defer e.h.mu.Unlock()
+	for _, c := range e.h.stored {
+		if c.Network.ID == id {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 func (e eye) Events(ctx context.Context, _ func(mirror.Event)) error {
 	<-ctx.Done()
 	return ctx.Err()
