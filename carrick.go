@@ -99,7 +99,7 @@ func ParseVNI(s string) (VNI, error) {
 	return VNI(n), nil
 }
 
-// Mode is what carries a network's frames between hosts.
+// Mode is what carries a network's frames between hosts: see parent.go for the others.
 type Mode string
 
 // ModeVXLAN is the default: a bridge and a vxlan device per network.

@@ -20,7 +20,12 @@ type Network struct {
 	Flood    bool      `json:"flood,omitempty"`    // broadcast and multicast are replicated to the network's hosts
 	Snoop    bool      `json:"snoop,omitempty"`    // IPv4 multicast goes to the containers that joined a group, and to no others
 	Storm    int       `json:"storm,omitempty"`    // see StormRate
-	Pools    []Pool    `json:"pools"`              // one of IPv4, one of IPv6, or both in this order
+	// Of networks that stand on a device of each host (see [Mode.Underlay]):
+	Parent  string `json:"parent,omitempty"`  // that device, as [Parents] prints
+	Submode string `json:"submode,omitempty"` // macvlan_mode or ipvlan_mode
+	Flag    string `json:"flag,omitempty"`    // ipvlan_flag; "" of macvlan
+
+	Pools []Pool `json:"pools"` // one of IPv4, one of IPv6, or both in this order
 }
 
 // Label names the network for people: its Docker name if known, else its id.
@@ -335,6 +340,9 @@ type View struct {
 	// container's end of the pair is Docker's, and a missing pair is reported
 	// rather than rebuilt.
 	Joined map[EndpointID]bool
+	// Sandboxes has the paths of the namespaces that local endpoints are in, as the
+	// engine named them at Join.
+	Sandboxes map[EndpointID]string
 	// Fenced has the local endpoints whose port must be down.
 	Fenced map[EndpointID]bool
 	// Paths is what this host's kernel and its probes say of the ways to other VTEPs:

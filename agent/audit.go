@@ -72,7 +72,7 @@ func (r *Reconciler) Audited() []carrick.NetworkID {
 func (r *Reconciler) Every() time.Duration { return r.cfg.Audit }
 
 // takeAudits takes who waits for an audit; if anybody does, the next pass reads.
-func (w *worker) takeAudits(applier *datapath.Applier) []chan Audit {
+func (w *worker) takeAudits(applier applier) []chan Audit {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	audits := w.audits
@@ -144,6 +144,7 @@ func (r *Reconciler) auditing(ctx context.Context) error {
 		},
 		host: func(ctx context.Context) {
 			r.raiseLimits(ctx, again)
+			r.collect(ctx)
 			again = true
 		},
 	}.run(ctx)

@@ -24,6 +24,7 @@ import (
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster/journal"
 	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/datapath/underlay"
 	"github.com/carrick-net/carrick/plan"
 )
 
@@ -47,12 +48,15 @@ type Ways interface {
 	MTUs(ctx context.Context, vteps []netip.Addr) map[netip.Addr]int
 }
 
-// Config is what a Reconciler needs. All fields but the durations, Ways and Observe
-// are required.
+// Config is what a Reconciler needs. All fields but the durations, Underlay and
+// Name, Ways and Observe are required.
 type Config struct {
 	Facts   Facts
 	Overlay *datapath.Overlay
-	Log     *slog.Logger
+	// Underlay has the networks that stand on devices of the host; nil: there are none.
+	Underlay *underlay.Host
+	Name     string // this host's, as networks on its devices call it
+	Log      *slog.Logger
 	// Ways says how large a packet the ways to other hosts carry; nil: not known.
 	Ways Ways
 	// Observe is told of every pass, and of what was found of the host itself, which
@@ -77,6 +81,8 @@ type Reconciler struct {
 	workers map[carrick.NetworkID]*worker // guarded by mu
 	// found are networks that were in the kernel when Run began; guarded by mu.
 	found map[carrick.NetworkID]bool
+	// onDevices are those of them that stand on devices of the host; guarded by mu.
+	onDevices map[carrick.NetworkID]bool
 	// problems are about the host rather than a network; guarded by mu.
 	problems []string
 	// hostDrift is of the host's own settings; guarded by mu.
@@ -91,7 +97,7 @@ func New(cfg Config) *Reconciler {
 	if cfg.Linger == 0 {
 		cfg.Linger = time.Minute
 	}
-	return &Reconciler{cfg: cfg, stopped: make(chan struct{}), workers: map[carrick.NetworkID]*worker{}, found: map[carrick.NetworkID]bool{}}
+	return &Reconciler{cfg: cfg, stopped: make(chan struct{}), workers: map[carrick.NetworkID]*worker{}, found: map[carrick.NetworkID]bool{}, onDevices: map[carrick.NetworkID]bool{}}
 }
 
 func (r *Reconciler) String() string { return "reconcile" }
@@ -107,11 +113,20 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list the networks in the kernel: %w", err)
 	}
+	var devices []carrick.NetworkID
+	if r.cfg.Underlay != nil {
+		if devices, err = r.cfg.Underlay.List(ctx); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("list the networks on the host's devices: %w", err)
+		}
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	r.mu.Lock()
 	r.run, r.ctx = g, gctx
 	for _, e := range existing {
 		r.found[e.ID] = true
+	}
+	for _, id := range devices {
+		r.onDevices[id] = true
 	}
 	for id, w := range r.workers {
 		r.start(id, w)
@@ -147,7 +162,13 @@ func (r *Reconciler) sweep(ctx context.Context) error {
 	jr := r.cfg.Facts.Journal()
 	r.mu.Lock()
 	found := slices.Sorted(maps.Keys(r.found))
+	devices := slices.Sorted(maps.Keys(r.onDevices))
 	r.mu.Unlock()
+	// Nobody runs in a device that is in the host's namespace.
+	for _, id := range devices {
+		r.Changed(id)
+	}
+	r.collect(ctx)
 	strangers := jr.Strangers()
 	if !jr.Registered() {
 		strangers = found

@@ -12,6 +12,7 @@ import (
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster/journal"
 	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/datapath/underlay"
 	"github.com/carrick-net/carrick/plan"
 )
 
@@ -47,7 +48,7 @@ func (w *worker) wake() {
 }
 
 func (w *worker) loop(ctx context.Context) {
-	applier := w.r.cfg.Overlay.Network(w.id)
+	applier := w.r.applier(w.id)
 	// retry is nil while nothing failed, idle while the host has the network.
 	var retry, idle <-chan time.Time
 	failures := 0
@@ -84,7 +85,7 @@ func (w *worker) loop(ctx context.Context) {
 // retire ends the worker of an idle network, unless somebody just asked. The
 // applier is closed before another worker can ask for one: nobody may use it
 // after that.
-func (w *worker) retire(applier *datapath.Applier) bool {
+func (w *worker) retire(applier applier) bool {
 	w.r.mu.Lock()
 	defer w.r.mu.Unlock()
 	w.mu.Lock()
@@ -102,7 +103,7 @@ func (w *worker) retire(applier *datapath.Applier) bool {
 
 // pass makes the plan of now and hands it to the applier. It returns whether the
 // host should hold the network, and whether all went well.
-func (w *worker) pass(ctx context.Context, applier *datapath.Applier) (present, ok bool) {
+func (w *worker) pass(ctx context.Context, applier applier) (present, ok bool) {
 	w.mu.Lock()
 	waiters := w.waiters
 	w.waiters = nil
@@ -128,6 +129,9 @@ func (w *worker) pass(ctx context.Context, applier *datapath.Applier) (present, 
 	}
 	if did.Err == nil {
 		w.r.forgetFound(w.id)
+		if _, shared := applier.(*underlay.Applier); shared && !want.Present {
+			w.r.collect(ctx)
+		}
 	}
 	return want.Present, did.Err == nil && did.Failed() == nil
 }
@@ -250,4 +254,5 @@ func (r *Reconciler) forgetFound(id carrick.NetworkID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.found, id)
+	delete(r.onDevices, id)
 }

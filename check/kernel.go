@@ -44,7 +44,7 @@ func (r *run) kernel(id carrick.HostID, h Host) {
 				r.at(Wrong, KernelRule, nid, id, e.ID.Short(), nextAudit, "its port is down")
 			}
 		}
-		if r.Store != nil {
+		if r.Store != nil && !n.Conf.Mode.Underlay() { // elsewhere the segment knows
 			r.rows(nid, id, h, n, kn)
 		}
 	}

@@ -301,7 +301,7 @@ func (r *endpointsRecord) validate() error { return validEndpoints(r.Endpoints) 
 
 func validEndpoints(eps []carrick.Endpoint) error {
 	for _, e := range eps {
-		if !carrick.ValidDockerID(string(e.ID)) || len(e.Addrs) == 0 || !e.MAC.IsUnicast() {
+		if !carrick.ValidDockerID(string(e.ID)) || len(e.Addrs) == 0 || !e.MAC.IsZero() && !e.MAC.IsUnicast() {
 			return fmt.Errorf("endpoint %q with addresses %v MAC %s", e.ID, e.Addrs, e.MAC)
 		}
 		for _, a := range e.Addrs {

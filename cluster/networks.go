@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,12 @@ type Want struct {
 	Snoop    *bool
 	Storm    int // as in carrick.Network; 0: not said
 	Internal bool
+
+	// Of modes that stand on a device of each host. "" is not said.
+	Parent      string // as carrick.Parents prints
+	MacvlanMode string
+	IPvlanMode  string
+	IPvlanFlag  string
 }
 
 // createTries bounds the races a create may lose against other hosts.
@@ -45,7 +52,7 @@ const createTries = 20
 // CreateNetwork makes the network, or joins it if the tenant already has exactly
 // this prefix, and gives this host an alias of it: one transaction in the store,
 // then the journal. One that is on its way out is waited for until a second before
-// ctx ends. Errors: [ErrOverlap], [ErrVNITaken], [ErrMismatch], [ErrAliased],
+// ctx ends. Errors: [ErrOption], [ErrOverlap], [ErrVNITaken], [ErrMismatch], [ErrAliased],
 // [ErrRemoving], [ErrUnknownNetwork] (Want.Network), or the store's.
 func (c *Cluster) CreateNetwork(ctx context.Context, w Want) (n carrick.Network, joined bool, err error) {
 	for attempt := 0; ; attempt++ {
@@ -125,8 +132,11 @@ func (c *Cluster) buildCreate(ctx context.Context, t *kvstore.Txn, w Want, num u
 		return n, true, err
 	}
 
-	n := w.network()
-	if n.MTU == 0 {
+	n, err := w.network()
+	if err != nil {
+		return carrick.Network{}, false, err
+	}
+	if n.MTU == 0 && !n.Mode.Underlay() {
 		if n.MTU, err = c.fittingMTU(ctx, n.Pools); err != nil {
 			return carrick.Network{}, false, err
 		}
@@ -286,8 +296,11 @@ func (r *tenantRecord) findAny(tenant string, pools []carrick.Pool) (carrick.Net
 	return found, nil
 }
 
-// network is the configuration of a new network.
-func (w Want) network() carrick.Network {
+// ErrOption: an option that the network's mode does not have, or lacks.
+var ErrOption = errors.New("does not go with the network's mode")
+
+// network is the configuration of a new network. Error: [ErrOption].
+func (w Want) network() (carrick.Network, error) {
 	n := carrick.Network{
 		ID: carrick.NewNetworkID(), Tenant: w.Tenant, Mode: w.Mode, VNI: w.VNI, Port: w.Port, MTU: w.MTU,
 		Internal: w.Internal, Flood: true,
@@ -299,6 +312,19 @@ func (w Want) network() carrick.Network {
 	if n.Mode == "" {
 		n.Mode = carrick.ModeVXLAN
 	}
+	if err := w.suits(n.Mode); err != nil {
+		return carrick.Network{}, err
+	}
+	if n.Mode.Underlay() {
+		n.Flood, n.Parent = false, w.Parent
+		switch n.Mode {
+		case carrick.ModeMacvlan:
+			n.Submode = cmp.Or(w.MacvlanMode, carrick.MacvlanModes()[0])
+		case carrick.ModeIPvlan:
+			n.Submode, n.Flag = cmp.Or(w.IPvlanMode, carrick.IPvlanModes()[0]), cmp.Or(w.IPvlanFlag, carrick.IPvlanFlags()[0])
+		}
+		return n, nil
+	}
 	if n.Port == 0 {
 		n.Port = carrick.DefaultPort
 	}
@@ -309,7 +335,52 @@ func (w Want) network() carrick.Network {
 	if w.Snoop != nil {
 		n.Snoop = *w.Snoop
 	}
-	return n
+	return n, nil
+}
+
+// suits refuses options that a mode has no meaning for, and one that it needs.
+func (w Want) suits(mode carrick.Mode) error {
+	for _, o := range []struct {
+		name, value string
+		modes       []carrick.Mode
+	}{
+		{"vni", said(w.VNI), []carrick.Mode{carrick.ModeVXLAN}},
+		{"port", said(w.Port), []carrick.Mode{carrick.ModeVXLAN}},
+		{"flood", switchSaid(w.Flood), []carrick.Mode{carrick.ModeVXLAN}},
+		{"mcast_snooping", switchSaid(w.Snoop), []carrick.Mode{carrick.ModeVXLAN}},
+		{"storm", said(w.Storm), []carrick.Mode{carrick.ModeVXLAN}},
+		{"parent", w.Parent, []carrick.Mode{carrick.ModeMacvlan, carrick.ModeIPvlan}},
+		{"macvlan_mode", w.MacvlanMode, []carrick.Mode{carrick.ModeMacvlan}},
+		{"ipvlan_mode", w.IPvlanMode, []carrick.Mode{carrick.ModeIPvlan}},
+		{"ipvlan_flag", w.IPvlanFlag, []carrick.Mode{carrick.ModeIPvlan}},
+	} {
+		if o.value != "" && !slices.Contains(o.modes, mode) {
+			return fmt.Errorf("-o %s=%s %w (%s): leave it out, or choose -o mode=%s", o.name, o.value, ErrOption, mode, o.modes[0])
+		}
+	}
+	if mode.Underlay() && w.Parent == "" {
+		return fmt.Errorf("-o mode=%s %w without -o parent=DEVICE: name the device of each host that containers are to stand on, as parent=eth1, parent=eth1.50 or parent=hostA:eth1,*:eth0", mode, ErrOption)
+	}
+	return nil
+}
+
+// said is a value for people, "" if it is the zero one.
+func said[T comparable](v T) string {
+	var zero T
+	if v == zero {
+		return ""
+	}
+	return fmt.Sprint(v)
+}
+
+func switchSaid(v *bool) string {
+	switch {
+	case v == nil:
+		return ""
+	case *v:
+		return "on"
+	}
+	return "off"
 }
 
 // agrees checks what a joining host asked for against what the network is. What
@@ -347,6 +418,13 @@ func (w Want) agrees(n carrick.Network) error {
 	}
 	if ask := (carrick.Network{Storm: w.Storm}); w.Storm != 0 && ask.StormRate() != n.StormRate() {
 		differ("storm", stormText(ask), stormText(n))
+	}
+	for _, o := range []struct{ option, want, have string }{
+		{"parent", w.Parent, n.Parent}, {"macvlan_mode", w.MacvlanMode, n.Submode}, {"ipvlan_mode", w.IPvlanMode, n.Submode}, {"ipvlan_flag", w.IPvlanFlag, n.Flag},
+	} {
+		if o.want != "" && o.want != o.have {
+			differ(o.option, o.want, cmp.Or(o.have, "not set"))
+		}
 	}
 	if w.Internal && !n.Internal {
 		differ("--internal", true, false)

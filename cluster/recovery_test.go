@@ -278,7 +278,9 @@ func TestAQuestionThatComesLate(t *testing.T) {
 	if n := s.Deliver(); n != 1 {
 		t.Fatalf("%d late writes, want the question", n)
 	}
-	sim.Eventually(t, "h1 to have answered", func() bool { return strings.Contains(s.Dump(), `answer\":\"`) || !strings.Contains(s.Dump(), "v1/ask/"+string(hs[0].Cluster.Self())+"/") })
+	sim.Eventually(t, "h1 to have answered", func() bool {
+		return strings.Contains(s.Dump(), `answer\":\"`) || !strings.Contains(s.Dump(), "v1/ask/"+string(hs[0].Cluster.Self())+"/")
+	})
 	if loan := "/ipam/" + next.String() + "-32"; strings.Contains(s.Dump(), loan) {
 		t.Errorf("%s was lent to a host that has left:\n%s", next, s.Dump())
 	}

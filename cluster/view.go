@@ -60,6 +60,7 @@ func (c *Cluster) View(id carrick.NetworkID) (v carrick.View, complete bool, err
 		Endpoints: map[carrick.HostID][]carrick.Endpoint{},
 		Joined:    map[carrick.EndpointID]bool{},
 		Fenced:    map[carrick.EndpointID]bool{},
+		Sandboxes: map[carrick.EndpointID]string{},
 		Partial:   true,
 	}
 	for _, e := range local {
@@ -69,6 +70,9 @@ func (c *Cluster) View(id carrick.NetworkID) (v carrick.View, complete bool, err
 		}
 		if e.Fenced {
 			v.Fenced[e.ID] = true
+		}
+		if e.Sandbox != "" {
+			v.Sandboxes[e.ID] = e.Sandbox
 		}
 	}
 	c.mu.Lock()

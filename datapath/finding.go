@@ -22,12 +22,13 @@ const (
 	KindNeighbour Kind = "neighbour" // neighbours of the vxlan device
 	KindAddress   Kind = "address"   // addresses, of which no link has one
 	KindSysctl    Kind = "sysctl"
-	KindRules     Kind = "rule" // tables of the packet filter
+	KindRules     Kind = "rule"  // tables of the packet filter
+	KindRoute     Kind = "route" // of the host, to containers of others
 )
 
 // Kinds are all of them, in the order in which they are told.
 func Kinds() []Kind {
-	return []Kind{KindNamespace, KindLink, KindAddress, KindSysctl, KindBridged, KindFDB, KindNeighbour, KindRules}
+	return []Kind{KindNamespace, KindLink, KindAddress, KindSysctl, KindBridged, KindFDB, KindNeighbour, KindRules, KindRoute}
 }
 
 // Finding is one object that was not as the last Apply had left it.
@@ -62,6 +63,9 @@ func (f Finding) String() string {
 
 // maxFindings is how many findings a report spells out.
 const maxFindings = 50
+
+// Note counts an object that somebody else changed as drift, and notes what it was.
+func (r *Report) Note(f Finding) { r.drift(f) }
 
 // drift counts an object that somebody else changed, and notes what it was.
 func (r *Report) drift(f Finding) {

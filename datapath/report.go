@@ -74,6 +74,7 @@ type Counts struct {
 	Bridged    int // rows of the bridge
 	Neigh      int // neighbours
 	Rules      int // tables of the packet filter
+	Routes     int // of the host
 }
 
 // of is where a kind is counted.
@@ -93,6 +94,8 @@ func (c *Counts) of(k Kind) *int {
 		return &c.Bridged
 	case KindRules:
 		return &c.Rules
+	case KindRoute:
+		return &c.Routes
 	default: // KindNeighbour
 		return &c.Neigh
 	}

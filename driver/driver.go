@@ -6,6 +6,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,7 +53,14 @@ type Names interface {
 	Joined(ctx context.Context, network carrick.NetworkID, sandbox string) error
 }
 
-// Config is what a Driver needs; all fields but Own and Names are required.
+// Devices knows what this host's networks can stand on.
+type Devices interface {
+	// CheckParent says, with the kernel's reason, why a network cannot stand on a device
+	// of this host, nil if it can.
+	CheckParent(ctx context.Context, n carrick.Network, p carrick.Parent) error
+}
+
+// Config is what a Driver needs; all fields but Own, Names and Devices are required.
 type Config struct {
 	Cluster  *cluster.Cluster
 	Pools    Reservations
@@ -64,6 +72,8 @@ type Config struct {
 	Own func(carrick.DockerNetworkID) bool
 	// Names is told of containers; nil: Docker's resolver alone answers them.
 	Names Names
+	// Devices is asked before a network stands on one; nil: none can.
+	Devices Devices
 }
 
 // Limits of waiting inside a call.
@@ -96,8 +106,10 @@ func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkReq
 	if err != nil {
 		return err
 	}
-	if err := d.checkMTU(w, data); err != nil {
-		return err
+	if !w.Mode.Underlay() {
+		if err := d.checkMTU(w, data); err != nil {
+			return err
+		}
 	}
 	for i, p := range data {
 		res, err := d.cfg.Pools.Reserved(p.Pool)
@@ -124,9 +136,24 @@ func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkReq
 	if err := d.cfg.Cluster.WaitReady(ctx); err != nil {
 		return err
 	}
+	if w.Mode.Underlay() && w.Parent != "" {
+		// Before anybody hears of it; what a joining host leaves out it is told later.
+		if err := d.checkParent(ctx, carrick.Network{
+			Mode: w.Mode, Parent: w.Parent, MTU: w.MTU,
+			Submode: cmp.Or(w.MacvlanMode, w.IPvlanMode, map[carrick.Mode]string{carrick.ModeMacvlan: carrick.MacvlanModes()[0], carrick.ModeIPvlan: carrick.IPvlanModes()[0]}[w.Mode]),
+			Flag:    cmp.Or(w.IPvlanFlag, map[carrick.Mode]string{carrick.ModeIPvlan: carrick.IPvlanFlags()[0]}[w.Mode]),
+		}); err != nil {
+			return err
+		}
+	}
 	n, joined, err := d.cfg.Cluster.CreateNetwork(ctx, w)
 	if err != nil {
 		return err
+	}
+	if joined && n.Mode.Underlay() && (w.Mode != n.Mode || w.Parent == "") {
+		if err := d.checkParent(ctx, n); err != nil {
+			return errors.Join(err, d.cfg.Cluster.DropAlias(ctx, r.ID))
+		}
 	}
 	verb := "network created"
 	if joined {
@@ -231,7 +258,12 @@ func (d *Driver) CreateEndpoint(_ context.Context, r dockerapi.CreateEndpointReq
 	}
 	d.cfg.Cluster.Follow(n.ID)
 	mac := r.MAC
-	if mac.IsZero() {
+	switch {
+	case n.Mode == carrick.ModeIPvlan && !mac.IsZero():
+		return none, fmt.Errorf("--mac-address %s: containers of network %s have the MAC of its parent (mode ipvlan): leave it out, or use a network of mode macvlan", mac, n.Label())
+	case n.Mode == carrick.ModeIPvlan:
+		return none, d.addEndpoint(r, n, addrs, mac)
+	case mac.IsZero():
 		mac = carrick.MACFor(n.VNI, addrs[0])
 	}
 	if !mac.IsUnicast() {
@@ -244,17 +276,24 @@ func (d *Driver) CreateEndpoint(_ context.Context, r dockerapi.CreateEndpointReq
 		}
 		return none, fmt.Errorf("%s: %w in network %s by endpoint %s on host %s: choose another with --mac-address", what, ErrMACInUse, n.Label(), holder.Short(), host)
 	}
-	err = d.cfg.Cluster.AddEndpoint(journal.Endpoint{
-		Endpoint: carrick.Endpoint{ID: r.Endpoint, Addrs: addrs, MAC: mac},
-		Network:  n.ID, Docker: r.Network,
-	})
-	if err != nil {
-		return none, fmt.Errorf("network %s: %w", n.Label(), err)
+	if err := d.addEndpoint(r, n, addrs, mac); err != nil {
+		return none, err
 	}
 	if r.MAC.IsZero() {
 		return dockerapi.CreateEndpointResponse{MAC: mac}, nil
 	}
 	return none, nil
+}
+
+func (d *Driver) addEndpoint(r dockerapi.CreateEndpointRequest, n carrick.Network, addrs []netip.Addr, mac carrick.MAC) error {
+	err := d.cfg.Cluster.AddEndpoint(journal.Endpoint{
+		Endpoint: carrick.Endpoint{ID: r.Endpoint, Addrs: addrs, MAC: mac},
+		Network:  n.ID, Docker: r.Network,
+	})
+	if err != nil {
+		return fmt.Errorf("network %s: %w", n.Label(), err)
+	}
+	return nil
 }
 
 // addresses lists an endpoint's addresses, IPv4 before IPv6. Engines from 28 on
@@ -312,12 +351,16 @@ func (d *Driver) Join(ctx context.Context, r dockerapi.JoinRequest) (dockerapi.J
 			fmt.Errorf("network %s: endpoint %s: %w", n.Label(), r.Endpoint.Short(), err),
 			d.cfg.Cluster.RemoveEndpoint(r.Endpoint))
 	}
-	return dockerapi.JoinResponse{
+	resp := dockerapi.JoinResponse{
 		SrcName:   r.Endpoint.OuterName(),
 		DstPrefix: "eth",
 		// A host may have joined an internal network without saying --internal.
 		DisableGatewayService: n.Internal,
-	}, nil
+	}
+	if n.Mode.Underlay() {
+		d.wayOut(n, r.Endpoint, &resp)
+	}
+	return resp, nil
 }
 
 func (d *Driver) join(ctx context.Context, n carrick.Network, ep carrick.EndpointID, sandbox string) error {

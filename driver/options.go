@@ -120,13 +120,24 @@ func decodeOption(name, v string, w *cluster.Want) error {
 			return fmt.Errorf("want a network id of 16 hex digits, as carrick network ls shows")
 		}
 		w.Network = carrick.NetworkID(v)
-	case "gateway", "parent", "macvlan_mode", "ipvlan_mode", "ipvlan_flag":
+	case "parent":
+		var p carrick.Parents
+		if p, err = carrick.ParseParents(v); err == nil {
+			w.Parent = p.String()
+		}
+	case "macvlan_mode":
+		w.MacvlanMode, err = oneOf(v, carrick.MacvlanModes())
+	case "ipvlan_mode":
+		w.IPvlanMode, err = oneOf(v, carrick.IPvlanModes())
+	case "ipvlan_flag":
+		w.IPvlanFlag, err = oneOf(v, carrick.IPvlanFlags())
+	case "gateway":
 		return fmt.Errorf("not supported by this version of carrick")
 	default:
 		if slices.Contains(engineOptions, name) {
 			return nil
 		}
-		return fmt.Errorf("unknown option: carrick knows %s", strings.Join([]string{"mode", "vni", "port", "mtu", "flood", "mcast_snooping", "storm", "carrick.network", dockerMTU, dockerVXLAN}, ", "))
+		return fmt.Errorf("unknown option: carrick knows %s", strings.Join([]string{"mode", "vni", "port", "mtu", "flood", "mcast_snooping", "storm", "parent", "macvlan_mode", "ipvlan_mode", "ipvlan_flag", "carrick.network", dockerMTU, dockerVXLAN}, ", "))
 	}
 	return err
 }
@@ -139,12 +150,20 @@ func decodeSwitch(v string) (*bool, error) {
 	return &on, nil
 }
 
-func decodeMode(v string) (carrick.Mode, error) {
-	switch v {
-	case string(carrick.ModeVXLAN):
-		return carrick.ModeVXLAN, nil
-	case "routed", "macvlan", "ipvlan":
-		return "", fmt.Errorf("not supported by this version of carrick: use vxlan")
+// oneOf is v if it is one of some values.
+func oneOf(v string, values []string) (string, error) {
+	if !slices.Contains(values, v) {
+		return "", fmt.Errorf("want %s or %s", strings.Join(values[:len(values)-1], ", "), values[len(values)-1])
 	}
-	return "", fmt.Errorf("unknown mode: want vxlan")
+	return v, nil
+}
+
+func decodeMode(v string) (carrick.Mode, error) {
+	switch m := carrick.Mode(v); m {
+	case carrick.ModeVXLAN, carrick.ModeMacvlan, carrick.ModeIPvlan:
+		return m, nil
+	case "routed":
+		return "", fmt.Errorf("not supported by this version of carrick: use vxlan, macvlan or ipvlan")
+	}
+	return "", fmt.Errorf("unknown mode: want vxlan, macvlan or ipvlan")
 }

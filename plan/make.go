@@ -33,6 +33,9 @@ func build(v carrick.View, me carrick.HostID, p *Planner) Network {
 	if len(v.Endpoints[me]) == 0 {
 		return n
 	}
+	if v.Network.Mode.Underlay() {
+		return underlay(n, v, me)
+	}
 	self := v.Hosts[me]
 	n.Present, n.Partial = true, v.Partial
 	mtu := MTU(v.Network, self)

@@ -46,6 +46,10 @@ type Network struct {
 	// more, which is left alone. Present is true then.
 	Partial bool
 
+	// Underlay is all there is of a network that stands on a device of each host; then
+	// there is no namespace, and everything below but Problems is of no meaning.
+	Underlay *Underlay
+
 	Bridge Bridge
 	VXLAN  VXLAN
 	Ports  []Port // sorted by name
@@ -193,6 +197,9 @@ func (n Network) String() string {
 	}
 	if n.Partial {
 		b.WriteString("# besides what may be there already:\n")
+	}
+	if n.Underlay != nil {
+		return b.String() + n.Underlay.text(n.ID, n.Problems)
 	}
 	fmt.Fprintf(&b, "ip netns add %s\n", ns)
 	snoop, router, leave := 0, "", ""

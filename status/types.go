@@ -95,17 +95,21 @@ type Link struct {
 
 // Network is a cluster network.
 type Network struct {
-	ID       carrick.NetworkID `json:"id"`
-	Name     string            `json:"name"`
-	Tenant   string            `json:"tenant"`
-	Mode     carrick.Mode      `json:"mode"`
-	VNI      carrick.VNI       `json:"vni"`
-	Port     uint16            `json:"port"`
-	MTU      int               `json:"mtu"` // on this host
-	Internal bool              `json:"internal"`
-	Flood    bool              `json:"flood"`
-	Snoop    bool              `json:"mcast_snooping"`
-	Storm    int               `json:"storm"` // broadcast and multicast frames a second of each container; 0 = no bound
+	ID     carrick.NetworkID `json:"id"`
+	Name   string            `json:"name"`
+	Tenant string            `json:"tenant"`
+	Mode   carrick.Mode      `json:"mode"`
+	VNI    carrick.VNI       `json:"vni"` // 0, as the port, of modes without VXLAN
+	Port   uint16            `json:"port"`
+	MTU    int               `json:"mtu"` // on this host; 0: its parent's
+	// Of modes that stand on a device of each host.
+	Parent   string `json:"parent,omitempty"`
+	Submode  string `json:"submode,omitempty"` // macvlan_mode or ipvlan_mode
+	Flag     string `json:"flag,omitempty"`    // ipvlan_flag
+	Internal bool   `json:"internal"`
+	Flood    bool   `json:"flood"`
+	Snoop    bool   `json:"mcast_snooping"`
+	Storm    int    `json:"storm"` // broadcast and multicast frames a second of each container; 0 = no bound
 	// Subnet, Range, Gateway and Aux are of the first pool, IPv4 if there is one.
 	Subnet  netip.Prefix          `json:"subnet"`
 	Range   netip.Prefix          `json:"range,omitzero"`

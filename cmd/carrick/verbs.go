@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	carricknet "github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/status"
 )
 
@@ -122,7 +123,7 @@ func printNetworks(w io.Writer, list []status.Network) error {
 		if n.Here {
 			here = "yes"
 		}
-		rows = append(rows, []string{string(n.ID), n.Name, subnets(n), strconv.FormatUint(uint64(n.VNI), 10), string(n.Mode), n.Tenant, here, cmp.Or(n.Fate, "fine")})
+		rows = append(rows, []string{string(n.ID), n.Name, subnets(n), vniText(n), string(n.Mode), n.Tenant, here, cmp.Or(n.Fate, "fine")})
 	}
 	return table(w, []string{"ID", "NAME", "SUBNET", "VNI", "MODE", "TENANT", "HERE", "STATE"}, rows)
 }
@@ -140,7 +141,6 @@ func subnets(n status.Network) string {
 }
 
 func printNetwork(w io.Writer, n status.Network) error {
-	mark := map[bool]string{true: "yes", false: "no"}
 	pairs := [][2]string{{"id", string(n.ID)}, {"name", n.Name}, {"tenant", n.Tenant}}
 	for _, p := range n.Pools {
 		aux := make([]string, 0, len(p.Aux))
@@ -157,9 +157,15 @@ func printNetwork(w io.Writer, n status.Network) error {
 		}
 		pairs = append(pairs, [][2]string{{"subnet", p.Prefix.String()}, {"ip-range", ipRange}, {"gateway", gateway}, {"aux-address", strings.Join(aux, " ")}}...)
 	}
+	if n.Mode.Underlay() {
+		pairs = append(pairs, underlayPairs(n)...)
+	} else {
+		pairs = append(pairs, [][2]string{
+			{"mode", string(n.Mode)}, {"VNI", strconv.FormatUint(uint64(n.VNI), 10)}, {"port", strconv.Itoa(int(n.Port))},
+			{"MTU", fmt.Sprintf("%d on this host", n.MTU)}, {"internal", mark(n.Internal)}, {"flood", mark(n.Flood)}, {"mcast_snooping", mark(n.Snoop)}, {"storm", storm(n.Storm)},
+		}...)
+	}
 	pairs = append(pairs, [][2]string{
-		{"mode", string(n.Mode)}, {"VNI", strconv.FormatUint(uint64(n.VNI), 10)}, {"port", strconv.Itoa(int(n.Port))},
-		{"MTU", fmt.Sprintf("%d on this host", n.MTU)}, {"internal", mark[n.Internal]}, {"flood", mark[n.Flood]}, {"mcast_snooping", mark[n.Snoop]}, {"storm", storm(n.Storm)},
 		{"state", n.Fate},
 		{"drift", fmt.Sprintf("%d kernel objects repaired on this host", n.Drift)},
 	}...)
@@ -189,6 +195,21 @@ func printNetwork(w io.Writer, n status.Network) error {
 		_, err = fmt.Fprintf(w, "\nNeeds attention:\n  %s\n", strings.Join(n.Problems, "\n  "))
 	}
 	return err
+}
+
+// underlayPairs describes a network that stands on a device of each host.
+func underlayPairs(n status.Network) [][2]string {
+	mtu := "its parent's"
+	if n.MTU != 0 {
+		mtu = strconv.Itoa(n.MTU)
+	}
+	out := [][2]string{{"mode", string(n.Mode)}, {"parent", n.Parent}}
+	if n.Mode == carricknet.ModeMacvlan {
+		out = append(out, [2]string{"macvlan_mode", n.Submode})
+	} else {
+		out = append(out, [2]string{"ipvlan_mode", n.Submode}, [2]string{"ipvlan_flag", n.Flag})
+	}
+	return append(out, [2]string{"MTU", mtu}, [2]string{"internal", mark(n.Internal)})
 }
 
 var endpointHeader = []string{"ID", "NETWORK", "ADDRESS", "MAC", "HOST", "CONTAINER", "STATE"}
@@ -254,4 +275,19 @@ func storm(rate int) string {
 		return "off"
 	}
 	return fmt.Sprintf("%d frames/s from each container", rate)
+}
+
+// vniText is a network's VNI, or a dash if its mode has none.
+func vniText(n status.Network) string {
+	if n.VNI == 0 {
+		return "-"
+	}
+	return strconv.FormatUint(uint64(n.VNI), 10)
+}
+
+func mark(yes bool) string {
+	if yes {
+		return "yes"
+	}
+	return "no"
 }

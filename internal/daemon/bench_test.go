@@ -62,7 +62,7 @@ func (h *host) begin() {
 	h.src = &source{
 		cfg:   Config{Node: h.Name, Version: "test"},
 		under: still{Addr: h.VTEP, Interface: "eth0", MTU: 1500}, cluster: h.Cluster, rec: rec, overlay: overlay,
-		witness: witness{overlay}, engine: h.engine, started: time.Now(),
+		witness: witness{overlay: overlay}, engine: h.engine, started: time.Now(),
 		wait: func(context.Context, time.Duration) error { return nil },
 	}
 }

@@ -193,5 +193,45 @@ func (s *source) kernelFacts(ctx context.Context) (*check.Kernel, error) {
 		}
 		out.Networks[e.ID] = n
 	}
-	return out, nil
+	return out, s.deviceFacts(ctx, out.Networks)
+}
+
+// deviceFacts adds what the kernel holds of networks that stand on devices of the host.
+func (s *source) deviceFacts(ctx context.Context, out map[carrick.NetworkID]check.KernelNetwork) error {
+	if s.devices == nil {
+		return nil
+	}
+	found, err := s.devices.List(ctx)
+	if err != nil {
+		return err
+	}
+	sandboxes := map[carrick.NetworkID]map[carrick.EndpointID]string{}
+	for _, id := range found {
+		sandboxes[id] = map[carrick.EndpointID]string{}
+	}
+	for _, rec := range s.cluster.Journal().Networks() {
+		id := rec.Conf.ID
+		if !rec.Conf.Mode.Underlay() {
+			continue
+		}
+		for _, e := range s.cluster.Journal().Endpoints(id) {
+			if sandboxes[id] == nil {
+				sandboxes[id] = map[carrick.EndpointID]string{}
+			}
+			sandboxes[id][e.ID] = e.Sandbox
+		}
+	}
+	for id, paths := range sandboxes {
+		held, err := s.devices.Inspect(ctx, id, paths)
+		if err != nil {
+			return err
+		}
+		n := check.KernelNetwork{Ports: map[carrick.EndpointID]check.Port{}}
+		for ep, d := range held {
+			// One in the host's namespace is down until Docker takes it.
+			n.Ports[ep] = check.Port{Up: d.Up || d.Home}
+		}
+		out[id] = n
+	}
+	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/carrick-net/carrick/cluster/snapshot"
 	"github.com/carrick-net/carrick/datapath"
 	"github.com/carrick-net/carrick/datapath/announce"
+	"github.com/carrick-net/carrick/datapath/underlay"
 	"github.com/carrick-net/carrick/dns"
 	"github.com/carrick-net/carrick/dockerapi"
 	"github.com/carrick-net/carrick/driver"
@@ -56,6 +57,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer closeWith(overlay.Close)
+	devices, err := underlay.Open(ctx, underlay.Config{
+		Kernel: nl.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Root: sandboxPath(cfg.NetnsDir), Log: log.With("part", "datapath"),
+	})
+	if err != nil {
+		return err
+	}
+	defer closeWith(devices.Close)
 	under, err := overlay.Underlay(ctx, cfg.Advertise)
 	if err != nil {
 		return fmt.Errorf("--advertise %q: %w", cfg.Advertise, err)
@@ -111,10 +119,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 			r.ChangedAll()
 		}
 	})
-	src := &source{cfg: cfg, under: ways, cluster: cl, overlay: overlay, witness: witness{overlay}, started: time.Now(), wait: wait}
+	src := &source{cfg: cfg, under: ways, cluster: cl, overlay: overlay, devices: devices, witness: witness{overlay, devices, jr}, started: time.Now(), wait: wait}
 	metrics := status.NewMetrics(cfg.Version, src.gauges())
 	src.rec = agent.New(agent.Config{
-		Facts: cl, Overlay: overlay, Ways: ways, Log: log.With("part", "agent"), Audit: cfg.Audit,
+		Facts: cl, Overlay: overlay, Underlay: devices, Name: cfg.Node, Ways: ways, Log: log.With("part", "agent"), Audit: cfg.Audit,
 		Observe: func(a agent.Audit) {
 			metrics.Pass(kinds(a.Changes), kinds(a.Drift), a.Err)
 			if a.Resync != "" {
@@ -164,7 +172,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		Cluster: cl, Defaults: pools, HostPrefixes: overlay.HostPrefixes, Log: log.With("part", "ipam"), StaleAlias: stale,
 	})
 	networks := driver.New(driver.Config{
-		Cluster: cl, Pools: addresses, Realizer: src.rec, Log: log.With("part", "driver"), Own: own, Names: names.Load(),
+		Cluster: cl, Pools: addresses, Realizer: src.rec, Log: log.With("part", "driver"), Own: own, Names: names.Load(), Devices: devices,
 	})
 	server, err := dockerapi.NewServer(dockerapi.Config{
 		Network: networks, IPAM: addresses, Log: log.With("part", "dockerapi"), Observe: metrics.Call,

@@ -25,7 +25,7 @@ func portsOf(networks []agent.NetworkState, hosts []carrick.Host, device string)
 	mtus := map[uint16]map[netip.Addr]int{}
 	for _, n := range networks {
 		v := n.Plan.VXLAN
-		if !n.Plan.Present {
+		if !n.Plan.Present || n.Plan.Underlay != nil {
 			continue
 		}
 		if ports[v.Port] == nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/carrick-net/carrick/agent"
 	"github.com/carrick-net/carrick/cluster"
 	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/datapath/underlay"
 	"github.com/carrick-net/carrick/dns"
 	"github.com/carrick-net/carrick/mirror"
 	"github.com/carrick-net/carrick/plan"
@@ -24,10 +25,11 @@ import (
 // source answers the admin API from the parts of a running agent.
 type source struct {
 	cfg      Config
-	under    underlay
+	under    wayOut
 	cluster  *cluster.Cluster
 	rec      *agent.Reconciler
 	overlay  *datapath.Overlay
+	devices  *underlay.Host // nil: no network stands on devices of the host
 	witness  mirror.Witness
 	prober   *probe.Prober  // nil: no probes
 	engine   engine         // nil without --docker
@@ -39,8 +41,8 @@ type source struct {
 	wait func(context.Context, time.Duration) error
 }
 
-// underlay is what the containers' packets leave by.
-type underlay interface {
+// wayOut is what the containers' packets leave by.
+type wayOut interface {
 	Underlay() datapath.Underlay
 	// Problem is what is wrong with it, "" if nothing is.
 	Problem() string
@@ -87,7 +89,10 @@ func (s *source) network(n carrick.Network) status.Network {
 	out := status.Network{
 		ID: n.ID, Name: n.Name, Tenant: n.Tenant, Mode: n.Mode, VNI: n.VNI, Port: n.Port, MTU: plan.MTU(n, s.cluster.SelfHost()),
 		Internal: n.Internal, Flood: n.Flood, Snoop: n.Snoop, Storm: n.StormRate(), Subnet: p.Prefix, Range: p.Range, Gateway: p.Gateway, Aux: p.Aux,
-		Pools: n.Pools,
+		Pools: n.Pools, Parent: n.Parent, Submode: n.Submode, Flag: n.Flag,
+	}
+	if n.Mode.Underlay() {
+		out.VNI, out.Port, out.Storm, out.MTU = 0, 0, 0, n.MTU
 	}
 	if rec, err := s.cluster.Journal().Network(n.ID); err == nil && len(rec.Aliases) > 0 {
 		out.Here = true

@@ -165,6 +165,12 @@ func Module(c Change) string {
 		return "vxlan"
 	case AddVeth:
 		return "veth"
+	case AddMacvlan:
+		return "macvlan"
+	case AddIPvlan:
+		return "ipvlan"
+	case AddVLAN:
+		return "8021q"
 	default:
 		return ""
 	}

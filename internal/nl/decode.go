@@ -69,6 +69,8 @@ func decodeLinkInfo(l *Link, b []byte) error {
 				l.Bridge, err = decodeBridge(v)
 			case KindVXLAN:
 				l.VXLAN, err = decodeVXLAN(v)
+			default:
+				err = decodeChild(l, v)
 			}
 		case unix.IFLA_INFO_SLAVE_KIND:
 			slave = readString(v)

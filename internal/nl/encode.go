@@ -78,7 +78,9 @@ func (e *encoder) change(c Change, seq uint32) error {
 			e.addr(unix.IFA_ADDRESS, c.Prefix.Addr()) // of IPv4 it would be the peer's (inet_rtm_deladdr)
 		}
 	default:
-		return fmt.Errorf("nl: %T is not a change of this package", c)
+		if !e.underlay(c, seq) {
+			return fmt.Errorf("nl: %T is not a change of this package", c)
+		}
 	}
 	e.end()
 	return nil

@@ -121,8 +121,9 @@ type Link struct {
 	Master int    // index of the bridge it is a port of; 0 = none
 	Alias  string
 	MAC    carrick.MAC
-	// Peer is the index of a veth's other end, in the namespace PeerNS; or of
-	// the device a vxlan device is bound to, 0 = none.
+	// Peer is the index of a veth's other end, in the namespace PeerNS; of the device
+	// a vxlan device is bound to, 0 = none; or of the parent of a device that stands
+	// on one.
 	Peer   int
 	PeerNS NSID // NoNSID: this namespace
 	// NoAddrGen says that the kernel makes no IPv6 link-local address for it, or
@@ -132,6 +133,10 @@ type Link struct {
 	Port   *PortFlags  // if it is a port of a bridge
 	Bridge *BridgeInfo // if Kind is KindBridge
 	VXLAN  *VXLANInfo  // if Kind is KindVXLAN
+
+	Macvlan MacvlanMode // if Kind is KindMacvlan
+	IPvlan  *IPvlanInfo // if Kind is KindIPvlan
+	VLAN    uint16      // the 802.1q id, if Kind is KindVLAN
 }
 
 // BridgeInfo is what of a bridge decides how it forwards.
@@ -231,7 +236,10 @@ type Address struct {
 type Route struct {
 	Dst    netip.Prefix // masked; /0 for a default route
 	Link   int          // of the first next hop; 0 if there is none
+	Via    netip.Addr   // of the first next hop; zero = on the link
 	Source netip.Addr   // preferred source; zero = not set
-	Metric uint32
-	MTU    int // bytes; 0 = not set
+	// Protocol is who wrote it: rtm_protocol, see [RouteProtocol].
+	Protocol uint8
+	Metric   uint32
+	MTU      int // bytes; 0 = not set
 }

@@ -62,7 +62,10 @@ func (h *handle) Routes(ctx context.Context) ([]Route, error) {
 					link = r.MultiPath[0].LinkIndex
 				}
 				src, _ := netip.AddrFromSlice(r.Src)
-				out = append(out, Route{Dst: dst, Link: link, Source: src.Unmap(), Metric: uint32(r.Priority), MTU: r.MTU})
+				via, _ := netip.AddrFromSlice(r.Gw)
+				out = append(out, Route{
+					Dst: dst, Link: link, Via: via.Unmap(), Source: src.Unmap(), Metric: uint32(r.Priority), MTU: r.MTU, Protocol: uint8(r.Protocol),
+				})
 			}
 		}
 		return nil

@@ -121,6 +121,18 @@ func (h *Host) Container(name, outer string, addrs ...netip.Prefix) *Container {
 	return c
 }
 
+// TakeBack moves a container's eth0 to the host's namespace under a name, as Docker does
+// when the container ends.
+func (h *Host) TakeBack(c *Container, name string) {
+	t := h.lab.t
+	t.Helper()
+	Run(t, c.NS, "ip link set eth0 down")
+	Run(t, c.NS, fmt.Sprintf("ip link set eth0 netns %s name %s", filepath.Join(h.lab.dir, h.NS.Name()), name))
+}
+
+// Sandbox is the path of a container's namespace, as an engine would say it.
+func (h *Host) Sandbox(name string) string { return filepath.Join(h.contDir, name) }
+
 // Links is the names of the links of a namespace, as a set.
 func Links(t testing.TB, ns netns.Namespace) map[string]bool {
 	t.Helper()

@@ -1,0 +1,430 @@
+package underlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/internal/nl"
+	"github.com/carrick-net/carrick/netns"
+	"github.com/carrick-net/carrick/plan"
+)
+
+// Applier converges one network. Safe for concurrent use; calls of Apply go one after
+// another.
+type Applier struct {
+	o       *Host
+	id      carrick.NetworkID
+	changed chan struct{} // holds one value when somebody should call Apply
+
+	// queue is below mu in the lock order. It guards reason and watched.
+	queue  sync.Mutex
+	reason string // of a resync; "" is none
+	// watched are the names of the links that the network stands on.
+	watched []string
+
+	mu   sync.Mutex     // held during Apply; guards the rest
+	last *plan.Underlay // what the last Apply wanted, if it was present
+	// settled has the children that are in their containers and were found right there:
+	// they are looked at again at a resync.
+	settled map[carrick.EndpointID]plan.Child
+	// routes are those that the last Apply left.
+	routes map[plan.RouteRow]bool
+	// lasting are the problems that the last resync found; they stay until the next.
+	lasting []string
+}
+
+// Apply makes the kernel hold want and nothing else of this network; of a partial plan,
+// want and whatever else was found. It is idempotent. The report is valid even with an
+// error, which is about the network as a whole; a child that fails is in the report
+// under its endpoint.
+func (a *Applier) Apply(ctx context.Context, want plan.Network) (datapath.Report, error) {
+	rep := datapath.Report{Network: a.id, Endpoints: map[carrick.EndpointID]error{}}
+	if want.ID != a.id || want.Present == (want.Underlay == nil) || !want.Present && want.Partial {
+		return rep, fmt.Errorf("apply to network %q: the plan is for network %q, present %v, on a device %v", a.id, want.ID, want.Present, want.Underlay != nil)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	rep.Resync = a.takeResync()
+	r := &run{a: a, ctx: ctx, want: want, u: want.Underlay, rep: &rep}
+	var err error
+	if want.Present {
+		err = r.converge()
+	} else {
+		err = r.remove()
+	}
+	rep.Problems = slices.Concat(want.Problems, a.lasting, rep.Problems)
+	if err != nil {
+		err = fmt.Errorf("network %s: %w", a.id, err)
+	}
+	if err != nil || r.broken() {
+		a.QueueResync("the last run failed")
+	}
+	if n := rep.Drift.Total(); n > 0 {
+		a.o.cfg.Log.Warn("repaired what somebody else had changed", "network", a.id, "objects", n, "drift", rep.Drift.String(), "what", rep.Found, "found by", rep.Resync)
+	}
+	return rep, err
+}
+
+// QueueResync makes the next Apply look at everything. It does not wait for an Apply
+// that is under way.
+func (a *Applier) QueueResync(reason string) {
+	a.queue.Lock()
+	defer a.queue.Unlock()
+	if a.reason == "" {
+		a.reason = reason
+	}
+}
+
+func (a *Applier) takeResync() string {
+	a.queue.Lock()
+	defer a.queue.Unlock()
+	reason := a.reason
+	a.reason = ""
+	return reason
+}
+
+// Changed receives when a link that the network stands on was changed by somebody. One
+// value stands for any number of changes.
+func (a *Applier) Changed() <-chan struct{} { return a.changed }
+
+// wake asks for an Apply that looks at everything.
+func (a *Applier) wake() {
+	a.QueueResync("a link of the host changed")
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+}
+
+// concerns says whether an event is about a link that the network stands on.
+func (a *Applier) concerns(e nl.LinkEvent) bool {
+	a.queue.Lock()
+	defer a.queue.Unlock()
+	return !e.PortOnly && slices.Contains(a.watched, e.Link.Name)
+}
+
+// watch notes what the network stands on.
+func (a *Applier) watch(names ...string) {
+	a.queue.Lock()
+	defer a.queue.Unlock()
+	a.watched = slices.DeleteFunc(names, func(n string) bool { return n == "" })
+}
+
+// Close ends the applier; the kernel keeps what it holds. From then on the Host's
+// Network returns a new one. Nothing may be called after it.
+func (a *Applier) Close() error {
+	a.o.mu.Lock()
+	defer a.o.mu.Unlock()
+	if a.o.networks[a.id] == a {
+		delete(a.o.networks, a.id)
+	}
+	return nil
+}
+
+// run is one Apply. It is used with the applier's mu held.
+type run struct {
+	a    *Applier
+	ctx  context.Context
+	want plan.Network
+	u    *plan.Underlay
+	rep  *datapath.Report
+}
+
+// broken says whether an endpoint failed for a reason that trying again may cure.
+func (r *run) broken() bool {
+	for _, err := range r.rep.Endpoints {
+		if err != nil && !errors.Is(err, datapath.ErrPairMissing) {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *run) problem(format string, args ...any) {
+	r.rep.Problems = append(r.rep.Problems, fmt.Sprintf(format, args...))
+}
+
+// longer notes a problem that the next runs, which do not look, would not find.
+func (r *run) longer(format string, args ...any) {
+	if p := fmt.Sprintf(format, args...); !slices.Contains(r.a.lasting, p) {
+		r.a.lasting = append(r.a.lasting, p)
+	}
+}
+
+// all gives every endpoint that has no error of its own the network's.
+func (r *run) all(err error) error {
+	for _, c := range r.u.Children {
+		if r.rep.Endpoints[c.Endpoint] == nil {
+			r.rep.Endpoints[c.Endpoint] = fmt.Errorf("endpoint %s: %w", c.Endpoint.Short(), err)
+		}
+	}
+	return err
+}
+
+// same says whether the last plan wanted the same of the device and of a child: then
+// what differs now was changed by somebody else.
+func (r *run) same(c plan.Child) bool {
+	l := r.a.last
+	if l == nil || l.Kind != r.u.Kind || l.Submode != r.u.Submode || l.Flag != r.u.Flag || l.Parent != r.u.Parent || l.MTU != r.u.MTU {
+		return false
+	}
+	return slices.ContainsFunc(l.Children, func(o plan.Child) bool { return o.Endpoint == c.Endpoint && o.MAC == c.MAC && o.Down == c.Down })
+}
+
+// converge brings devices and routes to the plan, additions before removals.
+func (r *run) converge() error {
+	a, o := r.a, r.a.o
+	if r.rep.Resync != "" {
+		clear(a.settled)
+		a.lasting, a.routes = nil, nil
+	}
+	p := r.u.Parent
+	if p.Name == "" {
+		return r.all(fmt.Errorf("this host: %w", ErrNoParent)) // the plan says more
+	}
+	a.watch(p.Name, p.Base)
+	o.parents.Lock()
+	parent, err := o.parent(r.ctx, p)
+	o.parents.Unlock()
+	if err != nil {
+		r.lost(err)
+		return r.all(err)
+	}
+	links, err := o.h.Links(r.ctx)
+	if err != nil {
+		return r.all(err)
+	}
+	if !parent.Up {
+		r.problem("parent %s is down, so containers of this host reach nobody: ip link set %s up", p.Name, p.Name)
+	}
+	for _, c := range r.u.Children {
+		err := r.child(c, parent, links)
+		if err != nil {
+			err = fmt.Errorf("endpoint %s: %w", c.Endpoint.Short(), err)
+		}
+		r.rep.Endpoints[c.Endpoint] = err
+	}
+	routeErr := r.route()
+	delErr := r.strangers(links)
+	a.last = r.u
+	return errors.Join(routeErr, delErr)
+}
+
+// lost tells of containers whose device went with its parent.
+func (r *run) lost(err error) {
+	for _, c := range r.u.Children {
+		if !c.Create {
+			r.problem("endpoint %s: %v: once it is there again, docker restart CONTAINER", c.Endpoint.Short(), err)
+		}
+	}
+}
+
+// child brings one endpoint's device to the plan, wherever it is.
+func (r *run) child(c plan.Child, parent nl.Link, links []nl.Link) error {
+	a, o := r.a, r.a.o
+	if a.settled[c.Endpoint] == c {
+		return nil
+	}
+	delete(a.settled, c.Endpoint)
+	for _, l := range links {
+		id, ep, ok := plan.ParseChildAlias(l.Alias)
+		mine := ok && id == a.id && ep == c.Endpoint
+		if mine || l.Name == c.Name && l.Alias == "" && ours(l) {
+			return r.atHome(c, parent, l)
+		}
+	}
+	s, err := o.open(r.ctx, c.Sandbox)
+	if err == nil {
+		defer s.close()
+		if l, ok := s.find(a.id, c.Endpoint); ok {
+			return r.inside(c, parent, s, l)
+		}
+	} else if !errors.Is(err, netns.ErrNotFound) {
+		return err
+	}
+	switch {
+	case c.Create:
+		return r.create(c, parent)
+	case err != nil:
+		// Docker may be about to move it, or the container has just ended.
+		return nil
+	}
+	r.longer("endpoint %s: its device is gone, so its container has lost this network: docker restart CONTAINER", c.Endpoint.Short())
+	return fmt.Errorf("%w (device %s): docker restart CONTAINER", datapath.ErrPairMissing, c.Name)
+}
+
+// create makes an endpoint's device in the host's namespace.
+func (r *run) create(c plan.Child, parent nl.Link) error {
+	o := r.a.o
+	if !parent.Up {
+		return fmt.Errorf("parent %s: %w: ip link set %s up", parent.Name, ErrParentDown, parent.Name)
+	}
+	if err := one(r.ctx, o.h, child(r.u, parent.Ref, c)); err != nil {
+		return o.explain(r.ctx, r.u, parent, err)
+	}
+	l, err := o.h.Link(r.ctx, nl.Ref{Name: c.Name})
+	if err != nil {
+		return err
+	}
+	r.rep.Changes.Links++
+	if r.same(c) {
+		r.rep.Note(datapath.Finding{Kind: datapath.KindLink, Object: c.Name, Want: string(r.u.Kind)})
+	}
+	return one(r.ctx, o.h, nl.SetLink{Link: l.Ref, Alias: plan.ChildAlias(r.a.id, c.Endpoint)})
+}
+
+// atHome puts a device right that is in the host's namespace.
+func (r *run) atHome(c plan.Child, parent, l nl.Link) error {
+	o := r.a.o
+	if l.Kind != string(r.u.Kind) || l.Peer != parent.Index || l.PeerNS != nl.NoNSID {
+		if !c.Create {
+			return nil // Docker's, on its way out
+		}
+		if err := one(r.ctx, o.h, nl.DelLink{Link: l.Ref}); err != nil && !errors.Is(err, nl.ErrNotFound) {
+			return err
+		}
+		return r.create(c, parent)
+	}
+	set := nl.SetLink{Link: l.Ref}
+	if l.Alias != plan.ChildAlias(r.a.id, c.Endpoint) {
+		set.Alias = plan.ChildAlias(r.a.id, c.Endpoint)
+	}
+	if l.Name != c.Name {
+		set.Rename = c.Name
+	}
+	if !c.MAC.IsZero() && l.MAC != c.MAC {
+		set.MAC = c.MAC
+	}
+	if r.u.MTU != 0 && l.MTU != r.u.MTU {
+		set.MTU = r.u.MTU
+	}
+	var changes []nl.Change
+	if set != (nl.SetLink{Link: l.Ref}) {
+		changes = append(changes, set)
+	}
+	return r.change(c, o.h, append(changes, r.mode(l)...), describe(l))
+}
+
+// mode is what to send for a device that forwards in another way than planned.
+func (r *run) mode(l nl.Link) []nl.Change {
+	switch {
+	case l.Kind == nl.KindMacvlan && l.Macvlan != nl.MacvlanMode(r.u.Submode):
+		return []nl.Change{nl.SetMacvlan{Link: l.Ref, Mode: nl.MacvlanMode(r.u.Submode)}}
+	case l.Kind == nl.KindIPvlan && l.IPvlan != nil && *l.IPvlan != ipvlan(r.u):
+		return []nl.Change{nl.SetIPvlan{Link: l.Ref, IPvlanInfo: ipvlan(r.u)}}
+	}
+	return nil
+}
+
+func describe(l nl.Link) string {
+	how := string(l.Macvlan)
+	if l.IPvlan != nil {
+		how = string(l.IPvlan.Mode) + " " + string(l.IPvlan.Flag)
+	}
+	return fmt.Sprintf("%s mtu %d %s", how, l.MTU, l.MAC)
+}
+
+// change sends what puts a device right, and counts it.
+func (r *run) change(c plan.Child, h nl.Handle, changes []nl.Change, was string) error {
+	if len(changes) == 0 {
+		return nil
+	}
+	if err := errors.Join(h.Send(r.ctx, changes...)...); err != nil {
+		return err
+	}
+	r.rep.Changes.Links++
+	if r.same(c) {
+		r.rep.Note(datapath.Finding{Kind: datapath.KindLink, Object: c.Name, Found: was, Want: "as planned"})
+	}
+	return nil
+}
+
+// cutAlias marks a device that is down because of us: Docker takes devices down itself,
+// for the moment in which it names them.
+const cutAlias = "/cut"
+
+// inside looks at a device in its container's namespace. How it forwards is ours to put
+// right; its MTU and MAC are Docker's, and reported.
+func (r *run) inside(c plan.Child, parent nl.Link, s *sandbox, l nl.Link) error {
+	if l.Kind != string(r.u.Kind) || l.Peer != parent.Index || l.PeerNS != s.home {
+		r.longer("endpoint %s: the container's %s stands on another device than %s: docker restart CONTAINER", c.Endpoint.Short(), l.Name, parent.Name)
+		return nil
+	}
+	mtu := r.u.MTU
+	if mtu == 0 {
+		mtu = parent.MTU
+	}
+	if l.MTU != mtu {
+		r.longer("endpoint %s: the container's %s has MTU %d, the network %d, so larger packets may vanish: docker restart CONTAINER", c.Endpoint.Short(), l.Name, l.MTU, mtu)
+	}
+	if !c.MAC.IsZero() && l.MAC != c.MAC {
+		r.longer("endpoint %s: the container's %s has MAC %s, the network expects %s: docker restart CONTAINER", c.Endpoint.Short(), l.Name, l.MAC, c.MAC)
+	}
+	changes := r.mode(l)
+	alias := plan.ChildAlias(r.a.id, c.Endpoint)
+	switch cut := l.Alias == alias+cutAlias; {
+	case c.Down && (l.Up || !cut):
+		changes = append(changes, nl.SetLink{Link: l.Ref, Alias: alias + cutAlias, Up: nl.Off})
+	case !c.Down && cut:
+		changes = append(changes, nl.SetLink{Link: l.Ref, Alias: alias, Up: nl.On})
+		r.longer("endpoint %s was cut off and is back, without the routes that its container had: docker restart CONTAINER", c.Endpoint.Short())
+	}
+	if err := r.change(c, s.h, changes, describe(l)); err != nil {
+		return err
+	}
+	r.a.settled[c.Endpoint] = c
+	return nil
+}
+
+// strangers removes devices of the network that nobody planned, from the host's
+// namespace: where a container's namespace is, only its endpoint knew.
+func (r *run) strangers(links []nl.Link) error {
+	if r.want.Partial {
+		return nil
+	}
+	planned := map[carrick.EndpointID]bool{}
+	if r.u != nil {
+		for _, c := range r.u.Children {
+			planned[c.Endpoint] = true
+		}
+	}
+	var changes []nl.Change
+	for _, l := range links {
+		if id, ep, ok := plan.ParseChildAlias(l.Alias); ok && id == r.a.id && !planned[ep] && (l.Kind == nl.KindMacvlan || l.Kind == nl.KindIPvlan) {
+			changes = append(changes, nl.DelLink{Link: l.Ref})
+		}
+	}
+	for ep := range r.a.settled {
+		if !planned[ep] {
+			delete(r.a.settled, ep)
+		}
+	}
+	errs := r.a.o.h.Send(r.ctx, changes...)
+	r.rep.Changes.Links += len(changes)
+	return errors.Join(ignoring(nl.ErrNotFound, errs)...)
+}
+
+// remove deletes what the host's namespace has of a network.
+func (r *run) remove() error {
+	a := r.a
+	links, err := a.o.h.Links(r.ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	if a.last != nil {
+		r.u = &plan.Underlay{Prefixes: a.last.Prefixes}
+		a.routes = nil
+		errs = append(errs, r.route())
+		r.u = nil
+	}
+	errs = append(errs, r.strangers(links))
+	a.watch()
+	a.last, a.routes, a.lasting = nil, nil, nil
+	return errors.Join(errs...)
+}

@@ -1,0 +1,97 @@
+package underlay
+
+import (
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/internal/nl"
+	"github.com/carrick-net/carrick/plan"
+)
+
+// route brings the routes into the network's prefixes to the plan. A peer that is on no
+// segment of this host is a problem, and the rest is reached.
+func (r *run) route() error {
+	a := r.a
+	drift := a.last != nil && a.routes == nil // it was read back, and the last plan had its routes
+	if a.routes == nil {
+		held, err := a.o.routes(r.ctx)
+		if err != nil {
+			return err
+		}
+		a.routes = map[plan.RouteRow]bool{}
+		for _, h := range held {
+			if slices.ContainsFunc(r.u.Prefixes, func(p netip.Prefix) bool { return p.Contains(h.Dst.Addr()) }) {
+				a.routes[plan.RouteRow{Dst: h.Dst, Via: h.Via}] = true
+			}
+		}
+	}
+	wanted := map[plan.RouteRow]bool{}
+	for _, w := range r.u.Routes {
+		wanted[w] = true
+	}
+	before := map[plan.RouteRow]bool{}
+	if drift {
+		for _, w := range a.last.Routes {
+			before[w] = true
+		}
+	}
+	var rows []plan.RouteRow
+	var changes []nl.Change
+	for _, w := range r.u.Routes {
+		if !a.routes[w] {
+			rows, changes = append(rows, w), append(changes, nl.SetRoute{Dst: w.Dst, Via: w.Via})
+		}
+	}
+	added := len(rows)
+	if !r.want.Partial {
+		for w := range a.routes {
+			// One to the same address by another host has been replaced.
+			if !wanted[w] && !slices.ContainsFunc(r.u.Routes, func(x plan.RouteRow) bool { return x.Dst == w.Dst }) {
+				rows, changes = append(rows, w), append(changes, nl.DelRoute{Dst: w.Dst, Via: w.Via})
+			}
+		}
+	}
+	errs := a.o.h.Send(r.ctx, changes...)
+	far := map[netip.Addr]bool{}
+	var failed []error
+	for i, w := range rows {
+		var err error
+		if errs != nil {
+			err = errs[i]
+		}
+		switch {
+		case i < added && errors.Is(err, unix.ENETUNREACH):
+			far[w.Via] = true
+			continue
+		case i >= added && errors.Is(err, nl.ErrNotFound):
+		case err != nil:
+			failed = append(failed, err)
+			continue
+		}
+		r.rep.Changes.Routes++
+		f := datapath.Finding{Kind: datapath.KindRoute, Object: w.Dst.String(), Want: "via " + w.Via.String()}
+		if i >= added {
+			f.Found, f.Want = f.Want, ""
+		}
+		if drift && (i < added) == before[w] {
+			r.rep.Note(f)
+		}
+	}
+	for _, via := range slices.SortedFunc(maps.Keys(far), netip.Addr.Compare) {
+		r.problem("host %s is on no segment of this host, so its containers are not reached: a network of mode %s needs all hosts on one", via, r.u.Kind)
+	}
+	if len(far) > 0 || len(failed) > 0 {
+		a.routes = nil // read again
+		return errors.Join(failed...)
+	}
+	a.routes = wanted
+	if r.want.Partial {
+		a.routes = nil
+	}
+	return nil
+}
