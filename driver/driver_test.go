@@ -148,7 +148,7 @@ func TestBadCreatesLeaveNothing(t *testing.T) {
 		"vni taken":            {sim.Create{Subnet: "10.60.0.0/24", Opts: map[string]string{"vni": "77"}}, []string{"vni=77", "taken", "10.50.0.0/16"}},
 		"docker's vni twice":   {sim.Create{Subnet: "10.60.0.0/24", Opts: map[string]string{"vni": "78", "com.docker.network.driver.overlay.vxlanid_list": "79"}}, []string{"78", "79"}},
 		"mode unknown":         {sim.Create{Subnet: "10.60.0.0/24", Opts: map[string]string{"mode": "teleport"}}, []string{"mode=teleport", "vxlan"}},
-		"mode of later":        {sim.Create{Subnet: "10.60.0.0/24", Opts: map[string]string{"mode": "macvlan"}}, []string{"mode=macvlan", "vxlan"}},
+		"mode of later":        {sim.Create{Subnet: "10.60.0.0/24", Opts: map[string]string{"mode": "routed"}}, []string{"mode=routed", "vxlan"}},
 		"port":                 {sim.Create{Subnet: "10.60.0.0/24", Opts: map[string]string{"port": "70000"}}, []string{"port=70000", "65535"}},
 		"mtu":                  {sim.Create{Subnet: "10.60.0.0/24", Opts: map[string]string{"mtu": "20"}}, []string{"mtu=20", "68"}},
 		"storm":                {sim.Create{Subnet: "10.60.0.0/24", Opts: map[string]string{"storm": "5"}}, []string{"storm=5", "off", "from 10 to"}},

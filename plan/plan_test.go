@@ -67,6 +67,19 @@ func dualStack(v *carrick.View) {
 	}
 }
 
+// onParent makes the network one that stands on a device of each host.
+func onParent(v *carrick.View, mode carrick.Mode, submode, parent string) {
+	v.Network.Mode, v.Network.Submode, v.Network.Parent = mode, submode, parent
+	if mode == carrick.ModeIPvlan {
+		v.Network.Flag = "bridge"
+		for _, eps := range v.Endpoints {
+			for i := range eps {
+				eps[i].MAC = carrick.MAC{}
+			}
+		}
+	}
+}
+
 // Each story is facts in and ip and bridge commands out.
 func TestPlans(t *testing.T) {
 	t.Parallel()
@@ -112,6 +125,36 @@ func TestPlans(t *testing.T) {
 				v.Hosts[id] = h
 			}
 			v.Paths = map[netip.Addr]int{v.Hosts[h3].VTEP: 1280}
+		},
+		"macvlan": func(v *carrick.View) { onParent(v, carrick.ModeMacvlan, "bridge", "eth1") },
+		"macvlan-vlan-mtu": func(v *carrick.View) {
+			onParent(v, carrick.ModeMacvlan, "private", "h2:eth0,h1:bond0.50,*:eth1")
+			v.Network.MTU = 1400
+			v.Joined[v.Endpoints[h1][0].ID] = true
+		},
+		"macvlan-fenced": func(v *carrick.View) {
+			onParent(v, carrick.ModeMacvlan, "bridge", "eth1")
+			e := v.Endpoints[h1][1].ID
+			v.Joined[e], v.Fenced[e] = true, true
+			v.Sandboxes = map[carrick.EndpointID]string{e: "/var/run/docker/netns/0123456789ab"}
+		},
+		"macvlan-no-parent-here": func(v *carrick.View) { onParent(v, carrick.ModeMacvlan, "bridge", "h2:eth0") },
+		"macvlan-partial": func(v *carrick.View) {
+			onParent(v, carrick.ModeMacvlan, "bridge", "eth1")
+			v.Partial = true
+		},
+		"ipvlan-l2": func(v *carrick.View) { onParent(v, carrick.ModeIPvlan, "l2", "eth1") },
+		// Nobody on the segment answers for the others' containers.
+		"ipvlan-l3": func(v *carrick.View) { onParent(v, carrick.ModeIPvlan, "l3", "eth1") },
+		"ipvlan-l3s-dual": func(v *carrick.View) {
+			dualStack(v)
+			onParent(v, carrick.ModeIPvlan, "l3s", "eth1")
+			delete(v.Endpoints, h3)
+		},
+		"ipvlan-l3-claimed-twice": func(v *carrick.View) {
+			onParent(v, carrick.ModeIPvlan, "l3", "eth1")
+			v.Endpoints[h2][0].Addrs = v.Endpoints[h1][0].Addrs
+			v.Endpoints[h3][0].Addrs = v.Endpoints[h2][1].Addrs
 		},
 		"unknown-host": func(v *carrick.View) { delete(v.Hosts, h2) },
 		"other-family": func(v *carrick.View) {

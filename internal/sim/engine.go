@@ -54,6 +54,8 @@ type Container struct {
 	Endpoint    carrick.EndpointID
 	Addr, Addr6 netip.Prefix // zero: none
 	MAC         carrick.MAC
+	// Joined is what the driver answered to Join.
+	Joined dockerapi.JoinResponse
 
 	name string
 }
@@ -405,8 +407,8 @@ func (h *Host) attach(n *Network, r Run, name string) (*Container, error) {
 		}
 		return nil, err
 	}
-	err = h.ask(life, func(ctx context.Context, a *agent) error {
-		_, err := a.driver.Join(ctx, dockerapi.JoinRequest{Network: n.ID, Endpoint: c.Endpoint, SandboxKey: "/var/run/docker/netns/0123456789ab"})
+	err = h.ask(life, func(ctx context.Context, a *agent) (err error) {
+		c.Joined, err = a.driver.Join(ctx, dockerapi.JoinRequest{Network: n.ID, Endpoint: c.Endpoint, SandboxKey: "/var/run/docker/netns/0123456789ab"})
 		return err
 	})
 	if err != nil {

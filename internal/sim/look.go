@@ -211,6 +211,11 @@ func (a *agent) kernel() *check.Kernel {
 			continue
 		}
 		kn := check.KernelNetwork{Ports: map[carrick.EndpointID]check.Port{}, FDB: map[carrick.MAC]netip.Addr{}, Neigh: map[netip.Addr]carrick.MAC{}}
+		if p.Underlay != nil {
+			for _, c := range p.Underlay.Children {
+				kn.Ports[c.Endpoint] = check.Port{Up: !c.Down}
+			}
+		}
 		for _, port := range p.Ports {
 			kn.Ports[port.Endpoint] = check.Port{Up: !v.Fenced[port.Endpoint]}
 		}

@@ -43,6 +43,8 @@ type Options struct {
 	// Everywhere: a network that is made on any host is made on this one, and removed
 	// with it; it needs Whole.
 	Everywhere bool
+	// Devices is what networks can stand on; nil: there is nothing.
+	Devices driver.Devices
 	// Rest and Grace are the cluster's; 0: its defaults.
 	Rest, Grace time.Duration
 	// Log of the agent; nil: warnings go to the test's.
