@@ -244,7 +244,7 @@ func (c *Cluster) String() string { return "cluster" }
 func (c *Cluster) Run(ctx context.Context) error {
 	c.forgetLeft()
 	g, gctx := errgroup.WithContext(ctx)
-	mine := c.jr.Networks()
+	mine, before := c.jr.Networks(), c.jr.Meta()
 	c.mu.Lock()
 	c.run = &running{ctx: gctx, group: g}
 	for id, n := range c.nets {
@@ -290,7 +290,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	g.Go(c.onceReady(gctx, c.watchSpecs))
 	g.Go(c.onceReady(gctx, c.announceMTU))
 	g.Go(func() error { return c.keepEpoch(gctx) })
-	g.Go(func() error { return c.mindGrace(gctx) })
+	g.Go(func() error { return c.mindGrace(gctx, before) })
 	g.Go(func() error { return c.cfg.Cache.Run(gctx) })
 	err := g.Wait()
 	if ctx.Err() != nil {

@@ -110,12 +110,12 @@ func (c *Cluster) setLeased(held bool) {
 
 // mindGrace gives up what others may take: allocation at half of the grace, the
 // endpoints before it ends. What this host counts from is never later than what
-// they do: its lease ended here before it ended in the store.
-func (c *Cluster) mindGrace(ctx context.Context) error {
+// they do: its lease ended here before it ended in the store. last is the journal's
+// from before this run: by now it may have registered for the first time.
+func (c *Cluster) mindGrace(ctx context.Context, last journal.Meta) error {
 	if c.cfg.Grace == 0 {
 		return nil
 	}
-	last := c.jr.Meta()
 	c.mu.Lock()
 	switch c.ended = last.Leased; {
 	case !last.Registered:
