@@ -36,6 +36,10 @@ test-history: ## random histories of simulated hosts, 100,000 operations
 test-kernel: ## tests on the real kernel, in namespaces of their own (root)
 	@hack/test.sh kernel
 
+.PHONY: test-vm
+test-vm: ## tests of what kernels may lack, in a virtual machine where this one does (root)
+	@hack/test.sh vm
+
 .PHONY: test-integration
 test-integration: ## simulated hosts with real engines and a real Consul (root)
 	@hack/test.sh integration
@@ -52,6 +56,7 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 .PHONY: docs
 docs: ## write docs/datapath again, from a real kernel (root)
 	$(GO) test -count=1 -run '^TestKernelPages$$' ./datapath -update
+	$(GO) test -count=1 -run '^TestUnderlay$$' ./integration/underlay -update
 
 .PHONY: bench
 bench: ## stores, kernels and engines at work, next to other designs (root)
@@ -86,8 +91,8 @@ plugin: build ## the managed plugin carrick/carrick:VERSION in the local engine
 	@hack/plugin.sh
 
 .PHONY: tools
-tools: ## build Consul, a current engine, runc, docker compose and the linter into the cache
-	@tools/install.sh consul dockerd runc compose golangci-lint
+tools: ## build Consul, a current engine, runc, docker compose, the linter and a guest's files into the cache
+	@tools/install.sh consul dockerd runc compose golangci-lint vm
 
 .PHONY: deps
 deps: ## install what building, running and testing needs (Debian 12, root)

@@ -15,11 +15,13 @@ die() {
 }
 
 # What each group needs. The engine is in run; in test are what the lab's hosts
-# and the tests on the kernel call, and compilers: the race detector and runc
+# and the tests on the kernel call, what boots a kernel of our own for tests
+# (qemu, kmod, xz; busybox is in run), and compilers: the race detector and runc
 # need one.
 build=(make git ca-certificates)
 run=(docker.io iptables iproute2 procps busybox-static)
-tests=(gcc libc6-dev pkg-config libseccomp-dev nftables iperf3 sockperf ethtool tcpdump jq util-linux systemd shellcheck)
+tests=(gcc libc6-dev pkg-config libseccomp-dev nftables iperf3 sockperf ethtool tcpdump jq util-linux systemd shellcheck
+    qemu-system-x86 kmod xz-utils)
 
 check=
 if [[ ${1-} == --check ]]; then

@@ -9,9 +9,11 @@
 #   unit         what needs neither root nor other programs
 #   history      random histories of simulated hosts, 100,000 operations
 #   kernel       packages that test on the real kernel: root
+#   vm           packages that test on Debian's kernel in a virtual machine where the
+#                machine's own lacks something: root
 #   integration  real engines, a real Consul and simulated hosts: root
 #
-# All but integration run with the race detector; RACE= in the environment leaves it
+# All but vm and integration run with the race detector; RACE= in the environment leaves it
 # out, which is faster from cold.
 #
 # A tier that cannot run here is skipped as a whole, with the reason; within a
@@ -43,17 +45,19 @@ importing() {
 }
 
 module=$(go list -m)
-# The tiers are worked out, not listed: a package's tests are on the kernel if
-# they make namespaces with nstest, and need servers if they start Consul with
-# consultest or are below integration.
-kernel=$(importing "$module/internal/nstest")
-servers=$(
+# The tiers are worked out, not listed: a package's tests may need a virtual
+# machine if they use vmtest; else they are on the kernel if they make namespaces
+# with nstest, and need servers if they start Consul with consultest or are below
+# integration.
+vm=$(importing "$module/internal/vmtest")
+kernel=$(importing "$module/internal/nstest" | grep -vxF -e "$vm")
+servers=$({
     importing "$module/internal/consultest"
     echo "$module/internal/consultest"
     go list ./integration/...
-)
+} | grep -vxF -e "$vm")
 history=$module/internal/history
-unit=$(go list ./... | grep -vxF -e "$kernel" -e "$servers" -e "$history")
+unit=$(go list ./... | grep -vxF -e "$kernel" -e "$vm" -e "$servers" -e "$history")
 
 # gotest TIER ARGUMENTS... runs go test and keeps the results.
 gotest() {
@@ -91,7 +95,7 @@ tier() {
     lint) lint ;;
     unit) gotest unit $race $unit ;;
     history) gotest history $race -timeout 40m "$history" ;;
-    kernel | integration)
+    kernel | vm | integration)
         if [[ $EUID -ne 0 ]]; then
             echo 'skipped: it needs root'
             "$work/testreport" skip "$1" 'it needs root' "$results"
@@ -100,6 +104,14 @@ tier() {
         export CARRICK_REQUIRE_ROOT=1
         if [[ $1 == kernel ]]; then
             gotest kernel $race -timeout 20m $kernel
+        elif [[ $1 == vm ]]; then
+            if ! tools/install.sh vm; then
+                "$work/testreport" fail vm "$results"
+                return 1
+            fi
+            # One package at a time: a guest has as many CPUs as a small machine. Without
+            # the race detector: it costs most where every instruction is emulated.
+            gotest vm -p 1 -timeout 15m $vm
         else
             if ! tools/install.sh consul dockerd runc compose; then
                 "$work/testreport" fail integration "$results"
@@ -110,11 +122,11 @@ tier() {
             gotest integration -p 2 -timeout 80m $servers
         fi
         ;;
-    *) die "unknown tier $1: want lint, unit, history, kernel or integration" ;;
+    *) die "unknown tier $1: want lint, unit, history, kernel, vm or integration" ;;
     esac
 }
 
-[[ $# -gt 0 ]] || set -- lint unit history kernel integration
+[[ $# -gt 0 ]] || set -- lint unit history kernel vm integration
 failed=
 for name in "$@"; do
     say "$name"

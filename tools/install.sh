@@ -2,16 +2,18 @@
 #
 # Builds the programs that the tests and the lab need and that no package
 # manager has in the version we want, each from a Go module of its own beside
-# this script, so that its hundreds of dependencies stay out of ours.
+# this script, so that its hundreds of dependencies stay out of ours; and, as vm, the
+# directory of a virtual machine for tests, from Debian's kernel (tools/vm/build.sh).
 #
 #   tools/install.sh NAME...          build what is not there yet, print the paths
 #   tools/install.sh --path NAME...   build nothing; fail if one is not there
 #
-# NAME is consul, golangci-lint, dockerd (which brings docker-proxy), runc or compose
-# (docker-compose).
-# Paths go to stdout, one executable a line; everything else to stderr. What was
-# built is kept in ${CARRICK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/carrick}/bin
-# under the hash of its go.mod, its go.sum and how it is built. Parallel runs wait for each other.
+# NAME is consul, golangci-lint, dockerd (which brings docker-proxy), runc, compose
+# (docker-compose) or vm.
+# Paths go to stdout, one executable (of vm, the directory) a line; everything else to
+# stderr. What was built is kept in ${CARRICK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/carrick}/bin
+# under the hash of its go.mod, its go.sum and how it is built (of vm, its scripts).
+# Parallel runs wait for each other.
 
 set -euo pipefail
 
@@ -24,7 +26,7 @@ die() {
 }
 
 usage() {
-    say 'usage: tools/install.sh [--path] consul|golangci-lint|dockerd|runc|compose...'
+    say 'usage: tools/install.sh [--path] consul|golangci-lint|dockerd|runc|compose|vm...'
     exit 2
 }
 
@@ -37,6 +39,7 @@ describe() {
     dockerd) module=dockerd exes=(dockerd docker-proxy) hint='v2.0.0-beta.24, about 5 minutes the first time' ;;
     runc) module=runc exes=(runc) hint='1.4.3, about 1 minute the first time' ;;
     compose) module=compose exes=(docker-compose) hint='2.39.4, about 8 minutes the first time' ;;
+    vm) module=vm exes=() hint='from Debian packages, about 1 minute the first time' ;;
     *) usage ;;
     esac
 }
@@ -73,16 +76,26 @@ gobuild() {
     esac
 }
 
-# install builds one tool unless it is there, and prints its executables.
+# recipe prints all that decides what the described tool is.
+recipe() {
+    case $module in
+    vm) cat -- "$here"/vm/*.sh ;;
+    *) cat -- "$here/$module/go.mod" "$here/$module/go.sum" && declare -f gobuild ;;
+    esac
+}
+
+# install builds one tool unless it is there, and prints its executables, or its
+# directory if that is what it is.
 install() {
     local name=$1 module hint exes sum dir exe
     describe "$name"
-    sum=$({ cat -- "$here/$module/go.mod" "$here/$module/go.sum" && declare -f gobuild; } | sha256sum | cut -c1-12)
+    sum=$(recipe | sha256sum | cut -c1-12)
     dir=$bin/$name-$sum
     if [[ ! -d $dir ]]; then
         [[ -z $only_path ]] || die "$name is not built: run tools/install.sh $name"
         build "$name" "$dir"
     fi
+    [[ ${#exes[@]} -gt 0 ]] || printf '%s\n' "$dir"
     for exe in "${exes[@]}"; do
         printf '%s\n' "$dir/$exe"
     done
@@ -91,7 +104,7 @@ install() {
 # build makes the directory appear whole or not at all.
 build() (
     name=$1 dir=$2
-    command -v go >/dev/null || die 'needs Go: https://go.dev/dl'
+    [[ $module == vm ]] || command -v go >/dev/null || die 'needs Go: https://go.dev/dl'
     mkdir -p -- "$bin"
     exec 9>"$bin/.lock-$name"
     if ! flock --nonblock 9; then
@@ -102,8 +115,13 @@ build() (
     say "building $name $hint"
     tmp=$(mktemp -d "$bin/.tmp-$name-XXXXXX")
     trap 'rm -rf -- "$tmp"' EXIT
-    unset GOFLAGS
-    GOWORK=off gobuild "$tmp" >&2
+    case $module in
+    vm) "$here/vm/build.sh" "$tmp" >&2 ;;
+    *)
+        unset GOFLAGS
+        GOWORK=off gobuild "$tmp" >&2
+        ;;
+    esac
     chmod 0755 "$tmp"
     mv -T -- "$tmp" "$dir"
     trap - EXIT

@@ -25,7 +25,7 @@ func layers() [][]string {
 // helpers returns the packages that exist for tests and for developers. Nothing that ends up in
 // the binary imports one.
 func helpers() []string {
-	return []string{"kvstore/storetest", "internal/nltest", "internal/nstest", "internal/consultest", "internal/sim", "internal/history", "bench", "internal/archtest", "integration/...", "hack/...", "packaging/..."}
+	return []string{"kvstore/storetest", "internal/nltest", "internal/nstest", "internal/vmtest", "internal/consultest", "internal/sim", "internal/history", "bench", "internal/archtest", "integration/...", "hack/...", "packaging/..."}
 }
 
 // apart are two sets of packages that never reach each other, by whatever way.

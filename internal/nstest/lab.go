@@ -32,8 +32,7 @@ func NewLab(t testing.TB) *Lab {
 	l := &Lab{t: t, dir: Dir(t)}
 	l.store = netns.NewDir(netns.Config{Dir: l.dir})
 	l.underlay = l.create(l.store, "underlay")
-	Run(t, l.underlay, "ip link add ul0 type bridge")
-	Run(t, l.underlay, "ip link set ul0 mtu 9000 up")
+	Batch(t, l.underlay, "ip link add ul0 type bridge", "ip link set ul0 mtu 9000 up")
 	return l
 }
 
@@ -81,17 +80,17 @@ func (l *Lab) Host(n, mtu int) *Host {
 func (h *Host) Attach() {
 	l, name := h.lab, h.NS.Name()
 	l.t.Helper()
-	Run(l.t, l.underlay, fmt.Sprintf("ip link add %s mtu %d type veth peer name eth0 mtu %d netns %s", name, h.MTU, h.MTU, filepath.Join(l.dir, name)))
-	Run(l.t, l.underlay, fmt.Sprintf("ip link set %s master ul0 up", name))
-	for _, line := range []string{
+	Batch(l.t, l.underlay,
+		fmt.Sprintf("ip link add %s mtu %d type veth peer name eth0 mtu %d netns %s", name, h.MTU, h.MTU, filepath.Join(l.dir, name)),
+		fmt.Sprintf("ip link set %s master ul0 up", name),
+	)
+	Batch(l.t, h.NS,
 		"ip link set lo up",
 		"ip link set eth0 up",
 		fmt.Sprintf("ip addr add %s/24 dev eth0", h.VTEP),
 		fmt.Sprintf("ip addr add %s/64 dev eth0 nodad", h.VTEP6),
 		"ip route add default via 192.0.2.254",
-	} {
-		Run(l.t, h.NS, line)
-	}
+	)
 }
 
 // Container is what Docker makes of an endpoint: a namespace with the outer end
@@ -108,16 +107,16 @@ func (h *Host) Container(name, outer string, addrs ...netip.Prefix) *Container {
 	t.Helper()
 	c := &Container{NS: h.lab.create(h.containers, name)}
 	Run(t, h.NS, fmt.Sprintf("ip link set %s netns %s name eth0", outer, filepath.Join(h.contDir, name)))
-	Run(t, c.NS, "ip link set lo up")
+	lines := []string{"ip link set lo up"}
 	for _, a := range addrs {
 		c.Addrs = append(c.Addrs, a.Addr())
 		line := fmt.Sprintf("ip addr add %s dev eth0", a)
 		if a.Addr().Is6() {
 			line += " nodad" // else it cannot be used for a second
 		}
-		Run(t, c.NS, line)
+		lines = append(lines, line)
 	}
-	Run(t, c.NS, "ip link set eth0 up")
+	Batch(t, c.NS, append(lines, "ip link set eth0 up")...)
 	return c
 }
 

@@ -31,3 +31,27 @@ func Try(ns netns.Namespace, line string) (string, error) {
 	})
 	return string(out), err
 }
+
+// Batch runs lines that begin with ip by one process, in which each is far cheaper,
+// up to the first that fails; that fails the test.
+func Batch(t testing.TB, ns netns.Namespace, lines ...string) {
+	t.Helper()
+	var in strings.Builder
+	for _, line := range lines {
+		args, ok := strings.CutPrefix(line, "ip ")
+		if !ok {
+			t.Fatalf("batch of ip: %q does not begin with ip", line)
+		}
+		in.WriteString(args + "\n")
+	}
+	var out []byte
+	err := netns.Do(ns, func() (err error) {
+		cmd := exec.Command("ip", "-batch", "-")
+		cmd.Stdin = strings.NewReader(in.String())
+		out, err = cmd.CombinedOutput()
+		return err
+	})
+	if err != nil {
+		t.Fatalf("in %s: ip -batch: %v\n%s\nof\n%s", ns.Name(), err, out, in.String())
+	}
+}
