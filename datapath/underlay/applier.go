@@ -264,6 +264,9 @@ func (r *run) create(c plan.Child, parent nl.Link) error {
 	if !parent.Up {
 		return fmt.Errorf("parent %s: %w: ip link set %s up", parent.Name, ErrParentDown, parent.Name)
 	}
+	if r.u.MTU > parent.MTU {
+		return tooLarge(r.u, parent)
+	}
 	if err := one(r.ctx, o.h, child(r.u, parent.Ref, c)); err != nil {
 		return o.explain(r.ctx, r.u, parent, err)
 	}

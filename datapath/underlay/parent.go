@@ -44,6 +44,9 @@ func (o *Host) CheckParent(ctx context.Context, n carrick.Network, p carrick.Par
 	if !parent.Up {
 		return fmt.Errorf("parent %s: %w: ip link set %s up", p.Name, ErrParentDown, p.Name)
 	}
+	if u.MTU > parent.MTU {
+		return tooLarge(u, parent)
+	}
 	if old, err := o.h.Link(ctx, nl.Ref{Name: probeName}); err == nil { // of a crash
 		if err := one(ctx, o.h, nl.DelLink{Link: old.Ref}); err != nil {
 			return err
@@ -141,19 +144,18 @@ func (o *Host) explain(ctx context.Context, u *plan.Underlay, parent nl.Link, er
 			why = other
 		}
 		return fmt.Errorf("parent %s: %w: %s, and a device carries either macvlan or ipvlan devices: use another parent, or a VLAN of it (%s.N): %w", name, ErrParentBusy, why, name, err)
+	case errors.Is(err, unix.EINVAL) && u.Kind == carrick.ModeMacvlan && u.Submode == "passthru":
+		return fmt.Errorf("parent %s: %w: macvlan_mode=passthru takes a device for one container alone, and it has another: %w", name, ErrParentBusy, err)
 	case errors.Is(err, unix.EINVAL) && u.Kind == carrick.ModeMacvlan:
-		switch {
-		case u.Submode == "passthru":
-			return fmt.Errorf("parent %s: %w: macvlan_mode=passthru takes a device for one container alone, and it has another: %w", name, ErrParentBusy, err)
-		case u.MTU > parent.MTU:
-		default:
-			return fmt.Errorf("parent %s: %w: a container has it for itself (macvlan_mode=passthru): %w", name, ErrParentBusy, err)
-		}
-		fallthrough
-	case u.MTU > parent.MTU:
-		return fmt.Errorf("-o mtu=%d: parent %s carries %d: leave the option out, or give that or less: %w", u.MTU, name, parent.MTU, err)
+		return fmt.Errorf("parent %s: %w: a container has it for itself (macvlan_mode=passthru): %w", name, ErrParentBusy, err)
 	}
 	return fmt.Errorf("parent %s: %w", name, err)
+}
+
+// tooLarge refuses an MTU that the parent does not carry. Of an ipvlan device the kernel
+// would take it, and lose what is larger.
+func tooLarge(u *plan.Underlay, parent nl.Link) error {
+	return fmt.Errorf("-o mtu=%d: parent %s carries %d: leave the option out, or give that or less", u.MTU, parent.Name, parent.MTU)
 }
 
 // standsOn names a device of the other kind on a parent, "" if none is to be seen here.

@@ -1,0 +1,207 @@
+package scenarios
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/carrick-net/carrick/integration/lab"
+)
+
+// onLAN makes a macvlan network on the device of every host that leads to the others.
+func onLAN(t testing.TB, s scenario, name, subnet string, extra ...string) {
+	t.Helper()
+	create(t, s.Hosts(), name, subnet, append([]string{"-o", "mode=macvlan", "-o", "parent=eth0"}, extra...)...)
+}
+
+// A macvlan network on three hosts: one create, one address space, one set of names, and
+// nothing encapsulated. A container has an address and a MAC of its own on the segment.
+func TestMacvlan(t *testing.T) {
+	s := begin(t)
+	onLAN(t, s, "lan", "10.42.0.0/16", "--gateway", "10.42.255.254")
+	var boxes []box
+	seen := map[string]string{}
+	for _, h := range s.Hosts() {
+		for i := range 2 {
+			b := start(t, h, "lan", fmt.Sprintf("%s-%d", h.Name(), i))
+			mac := b.mac(t)
+			for _, x := range []string{b.ip, mac} {
+				if other, taken := seen[x]; taken || x == "" {
+					t.Errorf("%s has %q, as has %q", b.name, x, other)
+				}
+				seen[x] = b.name
+			}
+			boxes = append(boxes, b)
+		}
+	}
+	for _, a := range boxes {
+		for _, b := range boxes {
+			if a != b {
+				a.reaches(t, b)
+			}
+		}
+		a.resolves(t, boxes[0].name, boxes[0].ip)
+		if mtu := a.host.MustInContainer(t, a.name, "cat", "/sys/class/net/eth0/mtu"); mtu != "1500" {
+			t.Errorf("%s has MTU %s, its parent 1500", a.name, mtu)
+		}
+		if out := a.host.MustInContainer(t, a.name, "ip", "route"); !strings.Contains(out, "default via 10.42.255.254 dev eth0") {
+			t.Errorf("%s has the routes %s", a.name, out)
+		}
+	}
+	for _, h := range s.Hosts() {
+		healthy(t, h)
+		if out, err := h.Carrick(t.Context(), "network", "inspect", "lan"); err != nil || !strings.Contains(out, "macvlan_mode") || !strings.Contains(out, "eth0") {
+			t.Errorf("%s: network inspect says %v: %s", h.Name(), err, out)
+		}
+	}
+	// Explicit addresses are the cluster's, as ever.
+	start(t, s.h2, "lan", "fixed", "--ip", "10.42.77.7").reaches(t, boxes[0])
+	_, err := s.h3.Docker(t.Context(), "run", "--rm", "--network", "lan", "--ip", "10.42.77.7", lab.Image, "true")
+	refused(t, err, "10.42.77.7", "h2")
+}
+
+// Agents die, engines restart, a host loses its power: containers on the segment do not
+// notice the former, and come back after the latter.
+func TestMacvlanSurvives(t *testing.T) {
+	s := begin(t)
+	ctx := t.Context()
+	onLAN(t, s, "lan", "10.42.0.0/16")
+	sink := start(t, s.h3, "lan", "sink", "--restart", "always")
+	flows := []traffic{flow(t, s.h1, "lan", "flow1", "tcp", sink), flow(t, s.h2, "lan", "flow2", "udp", sink)}
+	err := onEach(s.Hosts(), func(h *lab.Host) error { return errors.Join(h.KillAgent(ctx), h.RestartAgent(ctx)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range s.Hosts() {
+		healthy(t, h)
+		// It adopted what it found.
+		if out := exits(t, h, 0, "doctor", "--audit"); !strings.Contains(out, "all is as planned") {
+			t.Errorf("%s: %s", h.Name(), out)
+		}
+	}
+	for _, f := range flows {
+		f.intact(t)
+	}
+	// A container ends while no agent is there to hear of it.
+	gone := start(t, s.h1, "lan", "gone")
+	if err := s.h1.KillAgent(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.h1.MustDocker(t, "kill", gone.name)
+	if err := s.h1.RestartAgent(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.Check(t)
+	s.h1.MustDocker(t, "start", gone.name)
+	gone.ip = address(t, s.h1, "lan", "gone")
+	gone.reaches(t, sink)
+
+	if err := errors.Join(s.h3.PowerCut(ctx), s.h3.Boot(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	comeBack(t, s.h3, "sink", gone)
+	s.Check(t)
+	// What the engine had made for docker_gwbridge went with the power, and nothing here
+	// needs it: the comparison with before does.
+	s.h3.MustDocker(t, "rm", "-f", "sink")
+	if err := warmUp(ctx, s.Lab); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Somebody changes a container's device: the audit puts right what forwards, and says
+// what only Docker can put right.
+func TestMacvlanVandalism(t *testing.T) {
+	s := begin(t)
+	onLAN(t, s, "lan", "10.42.0.0/16")
+	a, b := start(t, s.h1, "lan", "one"), start(t, s.h1, "lan", "two")
+	far := start(t, s.h3, "lan", "far")
+	a.reaches(t, b)
+	pid := s.h1.MustDocker(t, "inspect", "-f", "{{.State.Pid}}", a.name)
+	s.h1.MustExec(t, "nsenter", "-t", pid, "-n", "ip", "link", "set", "eth0", "type", "macvlan", "mode", "private")
+	a.misses(t, b)
+	out := exits(t, s.h1, 1, "doctor", "--audit", "lan")
+	if !strings.Contains(out, "private") || !strings.Contains(out, "1 object had been changed") {
+		t.Errorf("the doctor says\n%s", out)
+	}
+	a.reaches(t, b)
+	s.h1.MustExec(t, "nsenter", "-t", pid, "-n", "ip", "link", "del", "eth0")
+	if out := exits(t, s.h1, 1, "doctor", "--audit", "lan"); !strings.Contains(out, "docker restart") {
+		t.Errorf("the doctor says of a device that is gone\n%s", out)
+	}
+	s.h1.MustDocker(t, "restart", "-t", "1", a.name)
+	a.ip = address(t, s.h1, "lan", a.name)
+	a.reaches(t, far)
+	far.reaches(t, a)
+	exits(t, s.h1, 0, "doctor", "--audit", "lan")
+}
+
+// What a host cannot do is said there, on the terminal or in its status, and the others
+// have their network.
+func TestHostsThatCannotBeOnTheLAN(t *testing.T) {
+	s := begin(t)
+	ctx := t.Context()
+	before := s.MustInventory(t)
+	for _, c := range []struct {
+		name   string
+		opts   []string
+		refuse []string
+	}{
+		{"no such device", []string{"mode=macvlan", "parent=eth7"}, []string{"parent eth7", "no such device", "eth0"}},
+		{"no device for this host", []string{"mode=macvlan", "parent=elsewhere:eth0"}, []string{"parent=elsewhere:eth0", "h1:DEVICE"}},
+		{"no parent", []string{"mode=macvlan"}, []string{"parent=DEVICE"}},
+		{"an option of another mode", []string{"mode=macvlan", "parent=eth0", "vni=7"}, []string{"vni=7", "macvlan"}},
+		{"a mode that there is not", []string{"mode=macvlan", "parent=eth0", "macvlan_mode=hub"}, []string{"macvlan_mode=hub", "bridge, private, vepa or passthru"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var flags []string
+			for _, o := range c.opts {
+				flags = append(flags, "-o", o)
+			}
+			_, err := s.h1.Docker(ctx, createArgs("bad", "10.60.0.0/16", flags...)...)
+			refused(t, err, c.refuse...)
+			s.unchanged(t, before)
+		})
+	}
+
+	s.h1.MustExec(t, "ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1")
+	s.h1.MustExec(t, "ip", "link", "set", "lan0", "up")
+	t.Cleanup(func() { _, _ = s.h1.Exec(context.WithoutCancel(ctx), "ip", "link", "del", "lan0") })
+	s.h1.MustDocker(t, createArgs("lan", "10.42.0.0/16", "-o", "mode=macvlan", "-o", "parent=h1:lan0,h2:eth7,*:eth0")...)
+	appears(t, []*lab.Host{s.h1, s.h3}, "lan", time.Now())
+	lab.Eventually(t, soon, "h2 to say that it has no such device", func() error {
+		_, err := s.h2.Carrick(ctx, "status")
+		return says(err, "network lan", "eth7", "no such device")
+	})
+	start(t, s.h3, "lan", "three").reaches(t, start(t, s.h3, "lan", "other"))
+	// It appears when there is one.
+	s.h2.MustExec(t, "ip", "link", "add", "eth7", "type", "veth", "peer", "name", "far7")
+	s.h2.MustExec(t, "ip", "link", "set", "eth7", "up")
+	t.Cleanup(func() { _, _ = s.h2.Exec(context.WithoutCancel(ctx), "ip", "link", "del", "eth7") })
+	appears(t, []*lab.Host{s.h2}, "lan", time.Now())
+	healthy(t, s.h2)
+}
+
+// A container is on the segment and in an encapsulated network at once.
+func TestMacvlanBesideVXLAN(t *testing.T) {
+	s := begin(t)
+	onLAN(t, s, "lan", "10.42.0.0/16", "--internal")
+	create(t, s.Hosts(), "app", "10.43.0.0/16")
+	both := start(t, s.h1, "app", "both")
+	s.h1.MustDocker(t, "network", "connect", "lan", "both")
+	lan, app := start(t, s.h3, "lan", "on-lan"), start(t, s.h2, "app", "on-app")
+	both.reaches(t, app)
+	both.reaches(t, lan)
+	lan.resolves(t, "both", address(t, s.h1, "lan", "both"))
+	app.resolves(t, "both", address(t, s.h1, "app", "both"))
+	s.h1.MustDocker(t, "network", "disconnect", "lan", "both")
+	both.misses(t, lan)
+	both.reaches(t, app)
+	if links := strings.Fields(s.h1.MustExec(t, "ls", "/sys/class/net")); slices.ContainsFunc(links, func(n string) bool { return strings.HasPrefix(n, "ck") }) {
+		t.Errorf("h1 has the links %v", links)
+	}
+}
