@@ -14,7 +14,7 @@ func layers() [][]string {
 		{"kvstore/internal/local", "internal/nl", "internal/nft", "cluster/journal", "cluster/snapshot"},
 		{"kvstore/memory", "kvstore/bolt", "kvstore/consul", "datapath/fdb", "datapath/announce"},
 		{"cluster", "datapath", "probe", "gossip", "dns"},
-		{"mirror"},
+		{"mirror", "datapath/underlay"},
 		{"ipam", "agent", "status"},
 		{"driver"},
 		{"internal/daemon"},
@@ -25,7 +25,7 @@ func layers() [][]string {
 // helpers returns the packages that exist for tests and for developers. Nothing that ends up in
 // the binary imports one.
 func helpers() []string {
-	return []string{"kvstore/storetest", "internal/nltest", "internal/nstest", "internal/vmtest", "internal/consultest", "internal/sim", "internal/history", "bench", "internal/archtest", "integration/...", "hack/...", "packaging/..."}
+	return []string{"kvstore/storetest", "internal/nltest", "internal/nstest", "datapath/underlay/undertest", "internal/vmtest", "internal/consultest", "internal/sim", "internal/history", "bench", "internal/archtest", "integration/...", "hack/...", "packaging/..."}
 }
 
 // apart are two sets of packages that never reach each other, by whatever way.
@@ -37,7 +37,7 @@ type apart struct {
 func separations() []apart {
 	return []apart{{
 		one:   []string{"dockerapi", "driver", "ipam", "cluster", "cluster/journal", "cluster/snapshot", "kvstore", "kvstore/memory", "kvstore/bolt", "kvstore/consul"},
-		other: []string{"netns", "internal/nl", "internal/nft", "datapath", "datapath/fdb", "datapath/announce", "probe", "dns", "dns/zone", "gossip"},
+		other: []string{"netns", "internal/nl", "internal/nft", "datapath", "datapath/fdb", "datapath/announce", "datapath/underlay", "probe", "dns", "dns/zone", "gossip"},
 		reason: "facts and effects meet as values in plan and in time in agent: " +
 			"a fact that pokes the kernel, or a row that asks the store, is a second path to the kernel that nobody audits",
 	}}
