@@ -47,6 +47,16 @@ type Config struct {
 	// StaleAlias, if set, is told that a create was refused because this host has
 	// an alias already: maybe the engine lost it, and somebody should look.
 	StaleAlias func()
+	// Segment is asked before an address is given out that lives on a segment with others;
+	// nil: nobody is.
+	Segment Segment
+}
+
+// Segment knows who has an address on the segment that a network stands on.
+type Segment interface {
+	// Foreign says, in words for people, who has an address that is none of Carrick's
+	// containers; "" if nobody is heard of.
+	Foreign(ctx context.Context, n carrick.Network, a netip.Addr) (string, error)
 }
 
 // storeLimit bounds a call that asks the store: an engine serialises its callers.
@@ -124,7 +134,7 @@ func (d *Driver) RequestAddress(ctx context.Context, r dockerapi.RequestAddressR
 		addr = pool.Gateway
 	} else {
 		d.cfg.Cluster.Follow(n.ID) // its facts will be needed in a moment
-		addr, err = d.Allocate(ctx, n.ID, prefix, r.Addr)
+		addr, err = d.allocateUnclaimed(ctx, n, prefix, r.Addr)
 		d.noteHalf(n, prefix, addr, err)
 	}
 	if err != nil {

@@ -170,6 +170,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	}
 	addresses := ipam.New(ipam.Config{
 		Cluster: cl, Defaults: pools, HostPrefixes: overlay.HostPrefixes, Log: log.With("part", "ipam"), StaleAlias: stale,
+		Segment: segment{devices, cfg.Node},
 	})
 	networks := driver.New(driver.Config{
 		Cluster: cl, Pools: addresses, Realizer: src.rec, Log: log.With("part", "driver"), Own: own, Names: names.Load(), Devices: devices,

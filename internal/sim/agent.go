@@ -150,7 +150,7 @@ func (h *Host) launch(name string, vtep netip.Addr) (*agent, error) {
 	}
 	a.ipam = ipam.New(ipam.Config{
 		Cluster: a.cluster, Defaults: []ipam.DefaultPool{{Base: prefix("10.128.0.0/9"), Size: 16}, {Base: prefix("fd88:93b9:19b6::/48"), Size: 64}},
-		HostPrefixes: func(context.Context) ([]netip.Prefix, error) { return HostPrefixes(), nil }, Log: log,
+		HostPrefixes: func(context.Context) ([]netip.Prefix, error) { return HostPrefixes(), nil }, Log: log, Segment: h.opts.Segment,
 	})
 	dcfg := driver.Config{Cluster: a.cluster, Pools: a.ipam, Realizer: h, Log: log}
 	if h.opts.Everywhere {
