@@ -35,6 +35,13 @@ func IPvlanFlags() []string { return []string{"bridge", "private", "vepa"} }
 // the network's containers answer no ARP on their segment (ipvlan_mode l3 and l3s).
 func (n Network) Routes() bool { return n.Mode == ModeIPvlan && n.Submode != "l2" }
 
+// SharesMAC says whether the network's containers have the MAC of the device that they
+// stand on. A macvlan device in mode passthru could have another, and its parent would
+// have that as well.
+func (n Network) SharesMAC() bool {
+	return n.Mode == ModeIPvlan || n.Mode == ModeMacvlan && n.Submode == "passthru"
+}
+
 // MaxVLAN is the largest 802.1q VLAN id that may be used (IEEE 802.1Q §9.6).
 const MaxVLAN = 4094
 

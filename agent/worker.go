@@ -65,6 +65,7 @@ func (w *worker) loop(ctx context.Context) {
 				return
 			}
 		}
+		applier = w.fitting(applier)
 		present, ok := w.pass(ctx, applier)
 		retry = nil
 		if !ok {

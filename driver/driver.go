@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/carrick-net/carrick"
@@ -84,14 +85,18 @@ const (
 	namesLimit    = time.Second      // until a container's questions are answered
 )
 
-// Driver implements [dockerapi.NetworkDriver]. It holds no state of its own:
-// everything is in the journal.
-type Driver struct{ cfg Config }
+// Driver implements [dockerapi.NetworkDriver]. It remembers nothing of its own: that is
+// in the journal.
+type Driver struct {
+	cfg Config
+	// devices is held while a network is made that stands on one.
+	devices sync.Mutex
+}
 
 var _ dockerapi.NetworkDriver = (*Driver)(nil)
 
 // New returns a driver.
-func New(cfg Config) *Driver { return &Driver{cfg} }
+func New(cfg Config) *Driver { return &Driver{cfg: cfg} }
 
 // CreateNetwork makes or joins a cluster network and gives this host an alias.
 func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkRequest) error {
@@ -105,11 +110,6 @@ func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkReq
 	data, err := poolsOf(r)
 	if err != nil {
 		return err
-	}
-	if !w.Mode.Underlay() {
-		if err := d.checkMTU(w, data); err != nil {
-			return err
-		}
 	}
 	for i, p := range data {
 		res, err := d.cfg.Pools.Reserved(p.Pool)
@@ -136,10 +136,26 @@ func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkReq
 	if err := d.cfg.Cluster.WaitReady(ctx); err != nil {
 		return err
 	}
-	if w.Mode.Underlay() && w.Parent != "" {
-		// Before anybody hears of it; what a joining host leaves out it is told later.
+	var found carrick.Network
+	var exists bool
+	if w.Mode.Underlay() || w.Mode == "" && w.MTU != 0 { // else it makes no difference
+		if found, exists, err = d.cfg.Cluster.Find(ctx, w.Tenant, w.Pools[0].Prefix); err != nil {
+			return err
+		}
+	}
+	if !w.Mode.Underlay() && !found.Mode.Underlay() {
+		if err := d.checkMTU(w, data); err != nil {
+			return err
+		}
+	}
+	if w.Mode.Underlay() {
+		d.devices.Lock() // a device has one mode, and two networks at once must not give it two
+		defer d.devices.Unlock()
+	}
+	if !exists && w.Mode.Underlay() && w.Parent != "" {
+		// Before anybody hears of it.
 		if err := d.checkParent(ctx, carrick.Network{
-			Mode: w.Mode, Parent: w.Parent, MTU: w.MTU,
+			Mode: w.Mode, Parent: w.Parent, MTU: w.MTU, Pools: w.Pools,
 			Submode: cmp.Or(w.MacvlanMode, w.IPvlanMode, map[carrick.Mode]string{carrick.ModeMacvlan: carrick.MacvlanModes()[0], carrick.ModeIPvlan: carrick.IPvlanModes()[0]}[w.Mode]),
 			Flag:    cmp.Or(w.IPvlanFlag, map[carrick.Mode]string{carrick.ModeIPvlan: carrick.IPvlanFlags()[0]}[w.Mode]),
 		}); err != nil {
@@ -150,7 +166,7 @@ func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkReq
 	if err != nil {
 		return err
 	}
-	if joined && n.Mode.Underlay() && (w.Mode != n.Mode || w.Parent == "") {
+	if joined && n.Mode.Underlay() {
 		if err := d.checkParent(ctx, n); err != nil {
 			return errors.Join(err, d.cfg.Cluster.DropAlias(ctx, r.ID))
 		}
@@ -259,9 +275,9 @@ func (d *Driver) CreateEndpoint(_ context.Context, r dockerapi.CreateEndpointReq
 	d.cfg.Cluster.Follow(n.ID)
 	mac := r.MAC
 	switch {
-	case n.Mode == carrick.ModeIPvlan && !mac.IsZero():
-		return none, fmt.Errorf("--mac-address %s: containers of network %s have the MAC of its parent (mode ipvlan): leave it out, or use a network of mode macvlan", mac, n.Label())
-	case n.Mode == carrick.ModeIPvlan:
+	case n.SharesMAC() && !mac.IsZero():
+		return none, fmt.Errorf("--mac-address %s: containers of network %s have the MAC of its parent (mode %s %s): leave it out, or use a network of mode macvlan", mac, n.Label(), n.Mode, n.Submode)
+	case n.SharesMAC():
 		return none, d.addEndpoint(r, n, addrs, mac)
 	case mac.IsZero():
 		mac = carrick.MACFor(n.VNI, addrs[0])

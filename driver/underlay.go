@@ -34,6 +34,11 @@ func (d *Driver) checkParent(ctx context.Context, n carrick.Network) error {
 			return err
 		}
 	}
+	if n.Routes() {
+		if err := d.checkRoutes(n); err != nil {
+			return err
+		}
+	}
 	return d.cfg.Devices.CheckParent(ctx, n, p)
 }
 
@@ -41,7 +46,7 @@ func (d *Driver) checkParent(ctx context.Context, n carrick.Network) error {
 func (d *Driver) checkMode(n carrick.Network, p carrick.Parent) error {
 	for _, rec := range d.cfg.Cluster.Journal().Networks() {
 		o := rec.Conf
-		if o.Mode != carrick.ModeIPvlan || o.Submode == n.Submode && o.Flag == n.Flag {
+		if rec.Leaving || o.ID == n.ID || o.Mode != carrick.ModeIPvlan || o.Submode == n.Submode && o.Flag == n.Flag {
 			continue
 		}
 		parents, err := carrick.ParseParents(o.Parent)
@@ -51,6 +56,24 @@ func (d *Driver) checkMode(n carrick.Network, p carrick.Parent) error {
 		if other, ok := parents.For(d.cfg.Cluster.SelfHost().Name); ok && other.Name == p.Name {
 			return fmt.Errorf("-o ipvlan_mode=%s -o ipvlan_flag=%s: parent %s: %w: network %s has it in %s %s: choose the same, another device, or a VLAN of it (%s.N)",
 				n.Submode, n.Flag, p.Name, ErrParentMode, o.Label(), o.Submode, o.Flag, p.Name)
+		}
+	}
+	return nil
+}
+
+// checkRoutes refuses a second network of this host with routes into the same prefix, as
+// two tenants may have: the host has one table.
+func (d *Driver) checkRoutes(n carrick.Network) error {
+	for _, rec := range d.cfg.Cluster.Journal().Networks() {
+		o := rec.Conf
+		if rec.Leaving || o.ID == n.ID || !o.Routes() {
+			continue
+		}
+		for _, p := range n.Pools {
+			if slices.ContainsFunc(o.Pools, func(x carrick.Pool) bool { return x.Prefix.Overlaps(p.Prefix) }) {
+				return fmt.Errorf("-o ipvlan_mode=%s: subnet %s: hosts hold routes to such a network's containers, and this one has them for network %s (%s) of tenant %s: choose another subnet, or mode l2",
+					n.Submode, p.Prefix, o.Label(), o.Subnets(), o.Tenant)
+			}
 		}
 	}
 	return nil

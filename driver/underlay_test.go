@@ -79,7 +79,7 @@ func TestANetworkOnDevices(t *testing.T) {
 		t.Errorf("%s %s and %s %s", a.Addr, a.MAC, b.Addr, b.MAC)
 	}
 	v, ok := h1.View(n1)
-	if !ok && v.Network.Parent == "" {
+	if !ok || v.Network.Parent == "" {
 		t.Errorf("view %+v", v.Network)
 	}
 	if n := v.Network; n.Mode != carrick.ModeMacvlan || n.Submode != "private" || n.Flag != "" || n.MTU != 0 || n.Flood || n.Parent != "h2:enp3s0.50,*:eth1" {
@@ -179,5 +179,104 @@ func TestOptionsOfOtherModes(t *testing.T) {
 	}
 	if _, err := h.NetworkCreate("bad", sim.Create{Subnet: "10.60.0.0/24", Opts: map[string]string{"mode": "macvlan"}}); !errors.Is(err, cluster.ErrOption) {
 		t.Errorf("%v, want ErrOption", err)
+	}
+}
+
+// foreign are addresses that machines on the segment have which are none of Carrick's.
+type foreign struct {
+	mu    sync.Mutex
+	held  map[netip.Addr]bool // guarded by mu
+	asked int                 // guarded by mu
+	err   error
+}
+
+func (f *foreign) Foreign(_ context.Context, _ carrick.Network, a netip.Addr) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
+	if f.held[a] {
+		return "02:66:00:00:00:01 on the segment of eth1", f.err
+	}
+	return "", f.err
+}
+
+// An address that a foreign machine on the segment has is never given out: not by itself,
+// and not if it is asked for. When all that are tried are taken, the reason is said.
+func TestForeignAddresses(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	f := &foreign{held: map[netip.Addr]bool{}}
+	for i := 2; i <= 5; i++ {
+		f.held[netip.AddrFrom4([4]byte{10, 42, 0, byte(i)})] = true
+	}
+	h := sim.NewHostWith(t, s, sim.Options{Number: 1, Devices: &devices{names: []string{"eth1", "eth2"}}, Segment: f})
+	n := h.MustCreate("lan", sim.Create{Subnet: "10.42.0.0/16", Opts: map[string]string{"mode": "macvlan", "parent": "eth1"}})
+	for range 6 {
+		if c := h.MustRun(n, sim.Run{}); f.held[c.Addr.Addr()] {
+			t.Errorf("%s was given out", c.Addr)
+		}
+	}
+	if _, err := h.Run(n, sim.Run{IP: "10.42.0.3"}); err == nil || !strings.Contains(err.Error(), "--ip 10.42.0.3") || !strings.Contains(err.Error(), "02:66:00:00:00:01") {
+		t.Errorf("--ip of a foreign machine's address: %v", err)
+	}
+	if c := h.MustRun(n, sim.Run{IP: "10.42.0.77"}); c.Addr.Addr() != netip.MustParseAddr("10.42.0.77") {
+		t.Errorf("--ip gave %s", c.Addr)
+	}
+	// It goes away, and its address is as good as any.
+	f.mu.Lock()
+	delete(f.held, netip.MustParseAddr("10.42.0.3"))
+	f.mu.Unlock()
+	h.MustRun(n, sim.Run{IP: "10.42.0.3"})
+
+	// Who cannot be asked is not in the way: without its device the container does not start.
+	f.err = errNoDevice
+	h.MustRun(n, sim.Run{})
+	f.err = nil
+
+	f.mu.Lock()
+	for i := range 256 {
+		f.held[netip.AddrFrom4([4]byte{10, 42, 0, byte(i)})] = true
+	}
+	f.mu.Unlock()
+	if c, err := h.Run(n, sim.Run{}); err == nil || !strings.Contains(err.Error(), "--ip-range") || !strings.Contains(err.Error(), "10 in a row") {
+		t.Errorf("with all addresses taken: %+v, %v", c, err)
+	}
+	if f := h.Live(); len(f) != 9 {
+		t.Errorf("%d containers", len(f))
+	}
+
+	// Nobody on the segment answers for such a network's addresses, and nothing is encapsulated
+	// that anybody else could have.
+	f.mu.Lock()
+	f.asked = 0
+	f.mu.Unlock()
+	routed := h.MustCreate("routed", sim.Create{Subnet: "10.43.0.0/16", Opts: map[string]string{"mode": "ipvlan", "parent": "eth2", "ipvlan_mode": "l3"}})
+	h.MustRun(routed, sim.Run{})
+	h.MustRun(h.MustCreate("app", sim.Create{Subnet: "10.44.0.0/16"}), sim.Run{})
+	if f.asked != 0 {
+		t.Errorf("%d addresses were asked for in networks that have a segment of their own", f.asked)
+	}
+}
+
+// Two networks whose containers this host has routes to cannot have one prefix, as two
+// tenants may: there is one table of routes. In other modes they can.
+func TestRoutesOfTwoTenants(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	h, _ := on(t, s, 1, "eth1", "eth2")
+	create := func(name, mode, parent string) error {
+		_, err := h.NetworkCreate(name, sim.Create{
+			Subnet: "10.42.0.0/16", IPAMOpts: map[string]string{"tenant": name}, Opts: map[string]string{"mode": "ipvlan", "parent": parent, "ipvlan_mode": mode},
+		})
+		return err
+	}
+	if err := create("a", "l3", "eth1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := create("b", "l3", "eth2"); err == nil || !strings.Contains(err.Error(), "10.42.0.0/16") || !strings.Contains(err.Error(), "tenant a") {
+		t.Errorf("a second network with routes: %v", err)
+	}
+	if err := create("c", "l2", "eth2"); err != nil {
+		t.Error(err)
 	}
 }

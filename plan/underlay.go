@@ -22,7 +22,7 @@ type Underlay struct {
 
 	Children []Child // sorted by name
 	// Routes lead to the containers of other hosts; they and no others, of Carrick's,
-	// lead into Prefixes.
+	// lead into Prefixes. Without any, routes are none of the network's business.
 	Routes   []RouteRow // sorted
 	Prefixes []netip.Prefix
 }
@@ -74,7 +74,7 @@ const VLANAlias = aliasPrefix + "vlan"
 // says, as of any network, that this host has an endpoint in it.
 func underlay(n Network, v carrick.View, me carrick.HostID) Network {
 	self := v.Hosts[me]
-	u := &Underlay{Prefixes: prefixes(v.Network), Kind: v.Network.Mode, Submode: v.Network.Submode, Flag: v.Network.Flag, MTU: v.Network.MTU}
+	u := &Underlay{Kind: v.Network.Mode, Submode: v.Network.Submode, Flag: v.Network.Flag, MTU: v.Network.MTU}
 	n.Present, n.Partial, n.Underlay = true, v.Partial, u
 	m := &maker{net: &n, addrs: map[netip.Addr]claim{}, macs: map[carrick.MAC]claim{}}
 	if parents, err := carrick.ParseParents(v.Network.Parent); err != nil {
@@ -92,6 +92,7 @@ func underlay(n Network, v carrick.View, me carrick.HostID) Network {
 	}
 	var others []other // elsewhere the segment knows who has an address
 	if v.Network.Routes() {
+		u.Prefixes = prefixes(v.Network)
 		others = m.others(v, me)
 	}
 	for i := range others {

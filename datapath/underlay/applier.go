@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -24,11 +25,14 @@ type Applier struct {
 	// queue is below mu in the lock order. It guards reason and watched.
 	queue  sync.Mutex
 	reason string // of a resync; "" is none
-	// watched are the names of the links that the network stands on.
-	watched []string
+	// watched are the links that the network stands on, by name, as they were last heard
+	// of: many an event says nothing new, as when anybody puts a device on them.
+	watched map[string]state
 
 	mu   sync.Mutex     // held during Apply; guards the rest
-	last *plan.Underlay // what the last Apply wanted, if it was present
+	last *plan.Underlay // what the last Apply wanted and left, if all of it was known
+	// prefixes are those into which routes of this network may lead.
+	prefixes []netip.Prefix
 	// settled has the children that are in their containers and were found right there:
 	// they are looked at again at a resync.
 	settled map[carrick.EndpointID]plan.Child
@@ -105,14 +109,34 @@ func (a *Applier) wake() {
 func (a *Applier) concerns(e nl.LinkEvent) bool {
 	a.queue.Lock()
 	defer a.queue.Unlock()
-	return !e.PortOnly && slices.Contains(a.watched, e.Link.Name)
+	was, watched := a.watched[e.Link.Name]
+	if e.PortOnly || !watched {
+		return false
+	}
+	now := state{e.Link.Index, e.Link.MTU, e.Link.Master, e.Link.Up, e.Link.MAC, e.Gone}
+	a.watched[e.Link.Name] = now
+	return now != was
+}
+
+// state is what of a link matters to those that stand on it.
+type state struct {
+	index, mtu, master int
+	up                 bool
+	mac                carrick.MAC
+	gone               bool
 }
 
 // watch notes what the network stands on.
 func (a *Applier) watch(names ...string) {
 	a.queue.Lock()
 	defer a.queue.Unlock()
-	a.watched = slices.DeleteFunc(names, func(n string) bool { return n == "" })
+	watched := map[string]state{}
+	for _, n := range names {
+		if n != "" {
+			watched[n] = a.watched[n]
+		}
+	}
+	a.watched = watched
 }
 
 // Close ends the applier; the kernel keeps what it holds. From then on the Host's
@@ -185,7 +209,7 @@ func (r *run) converge() error {
 	}
 	p := r.u.Parent
 	if p.Name == "" {
-		return r.all(fmt.Errorf("this host: %w", ErrNoParent)) // the plan says more
+		return r.without(fmt.Errorf("this host: %w", ErrNoParent)) // the plan says more
 	}
 	a.watch(p.Name, p.Base)
 	o.parents.Lock()
@@ -193,7 +217,7 @@ func (r *run) converge() error {
 	o.parents.Unlock()
 	if err != nil {
 		r.lost(err)
-		return r.all(err)
+		return r.without(err)
 	}
 	links, err := o.h.Links(r.ctx)
 	if err != nil {
@@ -211,8 +235,38 @@ func (r *run) converge() error {
 	}
 	routeErr := r.route()
 	delErr := r.strangers(links)
-	a.last = r.u
+	if len(r.u.Prefixes) > 0 {
+		a.prefixes = r.u.Prefixes
+	}
+	if a.last = r.u; r.want.Partial || routeErr != nil || a.routes == nil && len(r.u.Prefixes) > 0 {
+		a.last = nil // what the next run changes is not somebody else's doing
+	}
 	return errors.Join(routeErr, delErr)
+}
+
+// without does what can be done without a parent: nobody is heard who must not be, and
+// what was of endpoints that are no more goes.
+func (r *run) without(err error) error {
+	o := r.a.o
+	errs := []error{err}
+	for _, c := range r.u.Children {
+		if !c.Down {
+			continue
+		}
+		s, serr := o.open(r.ctx, c.Sandbox)
+		if serr != nil {
+			continue
+		}
+		if l, ok := s.find(r.a.id, c.Endpoint); ok {
+			errs = append(errs, r.change(c, s.h, r.cut(c, l), describe(l)))
+		}
+		s.close()
+	}
+	links, lerr := o.h.Links(r.ctx)
+	if lerr == nil {
+		lerr = r.strangers(links)
+	}
+	return r.all(errors.Join(append(errs, lerr)...))
 }
 
 // lost tells of containers whose device went with its parent.
@@ -254,13 +308,32 @@ func (r *run) child(c plan.Child, parent nl.Link, links []nl.Link) error {
 		// Docker may be about to move it, or the container has just ended.
 		return nil
 	}
+	// It may have come home since the links were listed.
+	if l, lerr := o.h.Link(r.ctx, nl.Ref{Name: c.Name}); lerr == nil && ours(l) {
+		return nil
+	}
 	r.longer("endpoint %s: its device is gone, so its container has lost this network: docker restart CONTAINER", c.Endpoint.Short())
 	return fmt.Errorf("%w (device %s): docker restart CONTAINER", datapath.ErrPairMissing, c.Name)
 }
 
+// errCut: a container must not start with addresses that may be somebody else's.
+var errCut = errors.New("it is cut off, because its addresses may be another host's by now: start the container again")
+
 // create makes an endpoint's device in the host's namespace.
 func (r *run) create(c plan.Child, parent nl.Link) error {
 	o := r.a.o
+	if c.Down {
+		return errCut
+	}
+	// The plan may be older than Join, after which Docker moves the device out of sight: if
+	// Join has not returned by now, what was not found is not there.
+	if o.cfg.Joined != nil && o.cfg.Joined(c.Endpoint) {
+		r.a.wake()
+		return nil
+	}
+	// Nobody collects it before it has its alias.
+	o.parents.Lock()
+	defer o.parents.Unlock()
 	if !parent.Up {
 		return fmt.Errorf("parent %s: %w: ip link set %s up", parent.Name, ErrParentDown, parent.Name)
 	}
@@ -284,6 +357,9 @@ func (r *run) create(c plan.Child, parent nl.Link) error {
 // atHome puts a device right that is in the host's namespace.
 func (r *run) atHome(c plan.Child, parent, l nl.Link) error {
 	o := r.a.o
+	if c.Down && c.Create {
+		return errCut
+	}
 	if l.Kind != string(r.u.Kind) || l.Peer != parent.Index || l.PeerNS != nl.NoNSID {
 		if !c.Create {
 			return nil // Docker's, on its way out
@@ -355,6 +431,9 @@ const cutAlias = "/cut"
 // right; its MTU and MAC are Docker's, and reported.
 func (r *run) inside(c plan.Child, parent nl.Link, s *sandbox, l nl.Link) error {
 	if l.Kind != string(r.u.Kind) || l.Peer != parent.Index || l.PeerNS != s.home {
+		if err := r.change(c, s.h, r.cut(c, l), describe(l)); err != nil {
+			return err
+		}
 		r.longer("endpoint %s: the container's %s stands on another device than %s: docker restart CONTAINER", c.Endpoint.Short(), l.Name, parent.Name)
 		return nil
 	}
@@ -368,19 +447,23 @@ func (r *run) inside(c plan.Child, parent nl.Link, s *sandbox, l nl.Link) error 
 	if !c.MAC.IsZero() && l.MAC != c.MAC {
 		r.longer("endpoint %s: the container's %s has MAC %s, the network expects %s: docker restart CONTAINER", c.Endpoint.Short(), l.Name, l.MAC, c.MAC)
 	}
-	changes := r.mode(l)
-	alias := plan.ChildAlias(r.a.id, c.Endpoint)
-	switch cut := l.Alias == alias+cutAlias; {
-	case c.Down && (l.Up || !cut):
-		changes = append(changes, nl.SetLink{Link: l.Ref, Alias: alias + cutAlias, Up: nl.Off})
-	case !c.Down && cut:
-		changes = append(changes, nl.SetLink{Link: l.Ref, Alias: alias, Up: nl.On})
-		r.longer("endpoint %s was cut off and is back, without the routes that its container had: docker restart CONTAINER", c.Endpoint.Short())
-	}
-	if err := r.change(c, s.h, changes, describe(l)); err != nil {
+	if err := r.change(c, s.h, append(r.mode(l), r.cut(c, l)...), describe(l)); err != nil {
 		return err
 	}
 	r.a.settled[c.Endpoint] = c
+	return nil
+}
+
+// cut is what to send for a device that must be cut off, or no longer.
+func (r *run) cut(c plan.Child, l nl.Link) []nl.Change {
+	alias := plan.ChildAlias(r.a.id, c.Endpoint)
+	switch cut := l.Alias == alias+cutAlias; {
+	case c.Down && (l.Up || !cut):
+		return []nl.Change{nl.SetLink{Link: l.Ref, Alias: alias + cutAlias, Up: nl.Off}}
+	case !c.Down && cut:
+		r.longer("endpoint %s was cut off and is back, without the routes that its container had: docker restart CONTAINER", c.Endpoint.Short())
+		return []nl.Change{nl.SetLink{Link: l.Ref, Alias: alias, Up: nl.On}}
+	}
 	return nil
 }
 
@@ -420,14 +503,15 @@ func (r *run) remove() error {
 		return err
 	}
 	var errs []error
-	if a.last != nil {
-		r.u = &plan.Underlay{Prefixes: a.last.Prefixes}
-		a.routes = nil
-		errs = append(errs, r.route())
-		r.u = nil
+	a.last, a.routes, a.lasting = nil, nil, nil
+	r.u = &plan.Underlay{Prefixes: a.prefixes}
+	if err := r.route(); err != nil {
+		errs = append(errs, err)
+	} else {
+		a.prefixes = nil
 	}
+	r.u = nil
 	errs = append(errs, r.strangers(links))
 	a.watch()
-	a.last, a.routes, a.lasting = nil, nil, nil
 	return errors.Join(errs...)
 }

@@ -39,7 +39,13 @@ type Config struct {
 	// Root makes what an engine says of a sandbox a path as this process sees it; nil:
 	// it is one.
 	Root func(sandbox string) string
-	Log  *slog.Logger // nil: no log
+	// Local is this host's address among the hosts: networks with routes need it on their
+	// parent. Zero: not known.
+	Local netip.Addr
+	// Joined says whether an endpoint's Join has returned, or is about to, so that its
+	// device may be out of sight; nil: plans are never older than that.
+	Joined func(carrick.EndpointID) bool
+	Log    *slog.Logger // nil: no log
 }
 
 // Host is a host's networks that stand on its devices. Safe for concurrent use.
@@ -53,8 +59,12 @@ type Host struct {
 	watching sync.WaitGroup
 	cancel   context.CancelFunc
 
-	// parents is held while a parent is made or taken away: networks share them.
+	// parents is held while a parent is made or taken away, for networks share them, and
+	// while a child is made and gets its alias. It guards what follows.
 	parents sync.Mutex
+	// known are the parents and prefixes that networks of this host had while this agent
+	// ran. What else is there was somebody's whom this agent does not remember.
+	known Wanted
 
 	mu       sync.Mutex // guards networks; above every Applier's mu
 	networks map[carrick.NetworkID]*Applier
@@ -149,25 +159,38 @@ func (o *Host) List(ctx context.Context) ([]carrick.NetworkID, error) {
 
 // Wanted is what this host's networks need of what they share.
 type Wanted struct {
-	Parents  map[string]bool // by name
-	Prefixes []netip.Prefix  // into which routes may lead
-	Children map[string]bool // names that endpoints may have
+	Parents    map[string]bool // by name
+	AllParents bool            // it cannot be said which are not
+	Prefixes   []netip.Prefix  // into which routes may lead
+	Children   map[string]bool // names that the devices of endpoints have
 }
 
 // Collect removes what nobody needs any more of what is shared or was left by a crash:
-// sub-interfaces that we made, routes, and devices that have a name of ours and no
-// alias.
-func (o *Host) Collect(ctx context.Context, w Wanted) error {
+// sub-interfaces that we made and routes, of networks that this agent has known; and
+// devices in the host's namespace that are ours and no endpoint's. wanted is asked when
+// nothing is being made.
+func (o *Host) Collect(ctx context.Context, wanted func() Wanted) error {
 	o.parents.Lock()
 	defer o.parents.Unlock()
+	w := wanted()
+	for p := range w.Parents {
+		o.know(p)
+	}
+	for _, p := range w.Prefixes {
+		if !slices.Contains(o.known.Prefixes, p) {
+			o.known.Prefixes = append(o.known.Prefixes, p)
+		}
+	}
 	links, err := o.h.Links(ctx)
 	if err != nil {
 		return err
 	}
 	var changes []nl.Change
 	for _, l := range links {
-		stray := l.Alias == "" && ours(l) && !w.Children[l.Name]
-		if stray || l.Kind == nl.KindVLAN && l.Alias == plan.VLANAlias && !w.Parents[l.Name] {
+		_, ep, named := plan.ParseChildAlias(l.Alias)
+		stray := l.Alias == "" && ours(l) && !w.Children[l.Name] || named && !w.Children[ep.OuterName()]
+		unused := l.Kind == nl.KindVLAN && l.Alias == plan.VLANAlias && o.known.Parents[l.Name] && !w.Parents[l.Name] && !w.AllParents
+		if stray || unused || l.Name == probeName && l.Kind != "" {
 			changes = append(changes, nl.DelLink{Link: l.Ref})
 		}
 	}
@@ -176,11 +199,20 @@ func (o *Host) Collect(ctx context.Context, w Wanted) error {
 		return err
 	}
 	for _, r := range routes {
-		if !slices.ContainsFunc(w.Prefixes, func(p netip.Prefix) bool { return p.Contains(r.Dst.Addr()) }) {
+		into := func(p netip.Prefix) bool { return p.Contains(r.Dst.Addr()) }
+		if slices.ContainsFunc(o.known.Prefixes, into) && !slices.ContainsFunc(w.Prefixes, into) {
 			changes = append(changes, nl.DelRoute{Dst: r.Dst, Via: r.Via})
 		}
 	}
 	return errors.Join(ignoring(nl.ErrNotFound, o.h.Send(ctx, changes...))...)
+}
+
+// know notes that a network of this host has a parent. Called with parents held.
+func (o *Host) know(parent string) {
+	if o.known.Parents == nil {
+		o.known.Parents = map[string]bool{}
+	}
+	o.known.Parents[parent] = true
 }
 
 // ours says whether a link has the kind and the name of a child: see

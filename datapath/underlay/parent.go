@@ -46,8 +46,16 @@ func (o *Host) CheckParent(ctx context.Context, n carrick.Network, p carrick.Par
 	if !parent.Up {
 		return fmt.Errorf("parent %s: %w: ip link set %s up", p.Name, ErrParentDown, p.Name)
 	}
-	if u.MTU > parent.MTU {
+	switch {
+	case u.MTU > parent.MTU:
 		return tooLarge(u, parent)
+	case parent.MAC.IsZero() || parent.Kind == nl.KindMacvlan || parent.Kind == nl.KindIPvlan:
+		return fmt.Errorf("parent %s: %w: it is no Ethernet device of the host's own: it has %s", p.Name, ErrParentBusy, o.devices(ctx))
+	}
+	if n.Routes() && o.cfg.Local.IsValid() {
+		if err := o.leadsHere(ctx, parent); err != nil {
+			return fmt.Errorf("-o ipvlan_mode=%s: parent %s: %w", n.Submode, p.Name, err)
+		}
 	}
 	if old, err := o.h.Link(ctx, nl.Ref{Name: probeName}); err == nil { // of a crash
 		if err := one(ctx, o.h, nl.DelLink{Link: old.Ref}); err != nil {
@@ -57,11 +65,25 @@ func (o *Host) CheckParent(ctx context.Context, n carrick.Network, p carrick.Par
 	if err := one(ctx, o.h, child(u, parent.Ref, plan.Child{Name: probeName})); err != nil {
 		return o.explain(ctx, u, parent, err)
 	}
+	ctx = context.WithoutCancel(ctx) // what was made goes
 	made, err := o.h.Link(ctx, nl.Ref{Name: probeName})
 	if err != nil {
 		return err
 	}
 	return one(ctx, o.h, nl.DelLink{Link: made.Ref})
+}
+
+// leadsHere says why other hosts' routes to this host do not end on a device: a child
+// hears what comes by its parent and nothing else.
+func (o *Host) leadsHere(ctx context.Context, parent nl.Link) error {
+	own, err := o.h.Addresses(ctx)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(own, func(a nl.Address) bool { return a.Link == parent.Index && a.Prefix.Addr() == o.cfg.Local }) {
+		return nil
+	}
+	return fmt.Errorf("%w: the other hosts' packets for its containers come to %s, which is another device's: use that one, or start the agent with --advertise %s", ErrParentBusy, o.cfg.Local, parent.Name)
 }
 
 // Foreign says who on a parent's segment has an address, or is about to, in words for
@@ -92,6 +114,7 @@ func (o *Host) Foreign(ctx context.Context, p carrick.Parent, a netip.Addr) (str
 // parent returns a network's device, and makes it if it is a sub-interface that nobody
 // has made. Called with parents held.
 func (o *Host) parent(ctx context.Context, p carrick.Parent) (nl.Link, error) {
+	o.know(p.Name)
 	fail := func(err error) (nl.Link, error) { return nl.Link{}, fmt.Errorf("parent %s: %w", p.Name, err) }
 	l, err := o.h.Link(ctx, nl.Ref{Name: p.Name})
 	switch {
@@ -120,6 +143,7 @@ func (o *Host) parent(ctx context.Context, p carrick.Parent) (nl.Link, error) {
 	if err := one(ctx, o.h, nl.AddVLAN{Name: p.Name, Parent: base.Ref, ID: p.VLAN}); err != nil {
 		return fail(err)
 	}
+	ctx = context.WithoutCancel(ctx) // not half
 	if l, err = o.h.Link(ctx, nl.Ref{Name: p.Name}); err != nil {
 		return fail(err)
 	}

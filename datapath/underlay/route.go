@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -13,10 +14,23 @@ import (
 	"github.com/carrick-net/carrick/plan"
 )
 
+// farRetry is how soon a host is tried again that was on no segment: this one's address
+// there may just not have been set yet.
+const farRetry = 10 * time.Second
+
+// unreachable says whether a route was refused because its next hop is on no link: the
+// kernel's words differ by family (fib_check_nh, ip6_route_check_nh).
+func unreachable(err error) bool {
+	return errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETDOWN)
+}
+
 // route brings the routes into the network's prefixes to the plan. A peer that is on no
 // segment of this host is a problem, and the rest is reached.
 func (r *run) route() error {
 	a := r.a
+	if len(r.u.Prefixes) == 0 {
+		return nil
+	}
 	drift := a.last != nil && a.routes == nil // it was read back, and the last plan had its routes
 	if a.routes == nil {
 		held, err := a.o.routes(r.ctx)
@@ -65,7 +79,7 @@ func (r *run) route() error {
 			err = errs[i]
 		}
 		switch {
-		case i < added && errors.Is(err, unix.ENETUNREACH):
+		case i < added && unreachable(err):
 			far[w.Via] = true
 			continue
 		case i >= added && errors.Is(err, nl.ErrNotFound):
@@ -86,7 +100,10 @@ func (r *run) route() error {
 		r.problem("host %s is on no segment of this host, so its containers are not reached: a network of mode %s needs all hosts on one", via, r.u.Kind)
 	}
 	if len(far) > 0 || len(failed) > 0 {
-		a.routes = nil // read again
+		a.routes, a.last = nil, nil // read again, and no drift
+		if len(far) > 0 {
+			time.AfterFunc(farRetry, a.wake)
+		}
 		return errors.Join(failed...)
 	}
 	a.routes = wanted

@@ -328,7 +328,6 @@ func TestComposeAndItsLabels(t *testing.T) {
 	team(s.h1, "b")
 	team(s.h2, "b")
 	team(s.h3, "a")
-	oneProject(t, []*lab.Host{s.h1, s.h3}, "shop_app")
 	up(t, s.h3, changed, "client")
 	for _, h := range s.Hosts() {
 		team(h, "b")

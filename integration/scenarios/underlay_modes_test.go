@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -62,6 +63,30 @@ func TestMacvlan(t *testing.T) {
 	start(t, s.h2, "lan", "fixed", "--ip", "10.42.77.7").reaches(t, boxes[0])
 	_, err := s.h3.Docker(t.Context(), "run", "--rm", "--network", "lan", "--ip", "10.42.77.7", lab.Image, "true")
 	refused(t, err, "10.42.77.7", "h2")
+}
+
+// A machine on the segment that is none of Carrick's has an address of the subnet: no
+// container gets it, by itself or by asking for it.
+func TestAForeignMachineOnTheLAN(t *testing.T) {
+	s := begin(t)
+	ctx := t.Context()
+	onLAN(t, s, "lan", "10.42.0.0/16")
+	first := start(t, s.h1, "lan", "first")
+	taken := netip.MustParseAddr(first.ip).Next()
+	for _, line := range []string{
+		"ip netns add foreign", "ip link add foreign0 netns foreign link eth0 type macvlan mode bridge",
+		"ip -n foreign addr add " + taken.String() + "/16 dev foreign0", "ip -n foreign link set foreign0 up",
+	} {
+		s.h2.MustExec(t, strings.Fields(line)...)
+	}
+	t.Cleanup(func() { _, _ = s.h2.Exec(context.WithoutCancel(ctx), "ip", "netns", "del", "foreign") })
+	second := start(t, s.h1, "lan", "second")
+	if second.ip == taken.String() {
+		t.Errorf("a container was given %s, which a foreign machine has", taken)
+	}
+	second.reaches(t, start(t, s.h3, "lan", "third"))
+	_, err := s.h1.Docker(ctx, "run", "--rm", "--network", "lan", "--ip", taken.String(), lab.Image, "true")
+	refused(t, err, "--ip "+taken.String(), "somebody else's on the segment", "eth0")
 }
 
 // Agents die, engines restart, a host loses its power: containers on the segment do not

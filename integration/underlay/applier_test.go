@@ -134,7 +134,7 @@ func vlan(t *testing.T) {
 		for _, p := range parents {
 			need.Parents[p] = true
 		}
-		if err := w.On[0].Collect(t.Context(), need); err != nil {
+		if err := w.On[0].Collect(t.Context(), func() underlay.Wanted { return need }); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -206,6 +206,7 @@ func (s *source) deviceFacts(ctx context.Context, out map[carrick.NetworkID]chec
 		return err
 	}
 	sandboxes := map[carrick.NetworkID]map[carrick.EndpointID]string{}
+	fenced := map[carrick.EndpointID]bool{}
 	for _, id := range found {
 		sandboxes[id] = map[carrick.EndpointID]string{}
 	}
@@ -218,7 +219,7 @@ func (s *source) deviceFacts(ctx context.Context, out map[carrick.NetworkID]chec
 			if sandboxes[id] == nil {
 				sandboxes[id] = map[carrick.EndpointID]string{}
 			}
-			sandboxes[id][e.ID] = e.Sandbox
+			sandboxes[id][e.ID], fenced[e.ID] = e.Sandbox, e.Fenced
 		}
 	}
 	for id, paths := range sandboxes {
@@ -229,7 +230,7 @@ func (s *source) deviceFacts(ctx context.Context, out map[carrick.NetworkID]chec
 		n := check.KernelNetwork{Ports: map[carrick.EndpointID]check.Port{}}
 		for ep, d := range held {
 			// One in the host's namespace is down until Docker takes it.
-			n.Ports[ep] = check.Port{Up: d.Up || d.Home}
+			n.Ports[ep] = check.Port{Up: d.Up || d.Home && !fenced[ep]}
 		}
 		out[id] = n
 	}

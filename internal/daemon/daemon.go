@@ -57,17 +57,18 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer closeWith(overlay.Close)
+	under, err := overlay.Underlay(ctx, cfg.Advertise)
+	if err != nil {
+		return fmt.Errorf("--advertise %q: %w", cfg.Advertise, err)
+	}
 	devices, err := underlay.Open(ctx, underlay.Config{
-		Kernel: nl.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Root: sandboxPath(cfg.NetnsDir), Log: log.With("part", "datapath"),
+		Kernel: nl.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Root: sandboxPath(cfg.NetnsDir), Local: under.Addr,
+		Joined: func(ep carrick.EndpointID) bool { e, err := jr.Endpoint(ep); return err != nil || e.Joined }, Log: log.With("part", "datapath"),
 	})
 	if err != nil {
 		return err
 	}
 	defer closeWith(devices.Close)
-	under, err := overlay.Underlay(ctx, cfg.Advertise)
-	if err != nil {
-		return fmt.Errorf("--advertise %q: %w", cfg.Advertise, err)
-	}
 	store, err := openStore(cfg, log.With("part", "store"))
 	if err != nil {
 		return err

@@ -125,7 +125,7 @@ func (w *World) Audit(host int) datapath.Report {
 // Add says that a host has an endpoint, without a container yet.
 func (w *World) Add(host, n int) carrick.EndpointID {
 	e := carrick.Endpoint{ID: Endpoint(n), Addrs: []netip.Addr{Addr(n)}, Gen: carrick.Gen(n)}
-	if w.View.Network.Mode == carrick.ModeMacvlan {
+	if !w.View.Network.SharesMAC() {
 		e.MAC = carrick.MACFor(w.View.Network.VNI, Addr(n))
 	}
 	w.View.Endpoints[HostID(host)] = append(slices.Clone(w.View.Endpoints[HostID(host)]), e)
