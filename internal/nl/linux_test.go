@@ -481,11 +481,11 @@ func TestRoutesAndAddressesOfAHost(t *testing.T) {
 	}
 	src := netip.MustParseAddr("192.0.2.5")
 	for _, want := range []nl.Route{
-		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Link: eth0, Source: src},
-		{Dst: netip.MustParsePrefix("192.0.2.0/24"), Link: eth0, Source: src},
-		{Dst: netip.MustParsePrefix("198.51.100.0/24"), Link: eth0, Metric: 7},
-		{Dst: netip.MustParsePrefix("::/0"), Link: eth0, Metric: 1024},
-		{Dst: netip.MustParsePrefix("2001:db8::/64"), Link: eth0, Metric: 256},
+		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Link: eth0, Via: netip.MustParseAddr("192.0.2.1"), Source: src, Protocol: unix.RTPROT_BOOT},
+		{Dst: netip.MustParsePrefix("192.0.2.0/24"), Link: eth0, Source: src, Protocol: unix.RTPROT_KERNEL},
+		{Dst: netip.MustParsePrefix("198.51.100.0/24"), Link: eth0, Via: netip.MustParseAddr("192.0.2.9"), Metric: 7, Protocol: unix.RTPROT_BOOT},
+		{Dst: netip.MustParsePrefix("::/0"), Link: eth0, Via: netip.MustParseAddr("2001:db8::1"), Metric: 1024, Protocol: unix.RTPROT_BOOT},
+		{Dst: netip.MustParsePrefix("2001:db8::/64"), Link: eth0, Metric: 256, Protocol: unix.RTPROT_KERNEL},
 	} {
 		if !slices.Contains(routes, want) {
 			t.Errorf("no %+v in %+v", want, routes)
