@@ -33,7 +33,7 @@ func (r *run) filter() error {
 		if err = f.Set(r.ctx, a.ns, want); err == nil {
 			r.rep.Changes.Rules++
 			if known {
-				r.rep.drift(Finding{Kind: KindRules, Object: "carrick", Found: clampText(have.Clamp, have.Damaged), Want: clampText(want, false)})
+				r.rep.Note(Finding{Kind: KindRules, Object: "carrick", Found: clampText(have.Clamp, have.Damaged), Want: clampText(want, false)})
 			}
 		}
 	}
@@ -69,7 +69,7 @@ func (r *run) foreignTables(list []nft.Table) error {
 		}
 		r.rep.Changes.Rules++
 		if r.a.applied != nil {
-			r.rep.drift(Finding{Kind: KindRules, Object: fmt.Sprint(t), Found: "of somebody else"})
+			r.rep.Note(Finding{Kind: KindRules, Object: fmt.Sprint(t), Found: "of somebody else"})
 		}
 	}
 	return errors.Join(errs...)

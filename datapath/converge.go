@@ -124,7 +124,7 @@ func (r *run) named() error {
 	}
 	r.rep.Changes.Namespaces++
 	if a.applied != nil {
-		r.rep.drift(Finding{Kind: KindNamespace, Object: name, Found: found, Want: a.ns.ID().String()})
+		r.rep.Note(Finding{Kind: KindNamespace, Object: name, Found: found, Want: a.ns.ID().String()})
 	}
 	return nil
 }
@@ -165,7 +165,7 @@ func (r *run) strangers() {
 			}
 			r.rep.Changes.Links++
 			if r.a.applied != nil {
-				r.rep.drift(foreign(l))
+				r.rep.Note(foreign(l))
 			}
 		}
 	}
@@ -342,7 +342,7 @@ func (r *run) count(changed, before bool, f Finding) {
 	}
 	r.rep.Changes.Links++
 	if r.rep.Resync != "" && before {
-		r.rep.drift(f)
+		r.rep.Note(f)
 	}
 }
 
@@ -412,7 +412,7 @@ func (r *run) removePorts(old []*nl.Link) error {
 		r.rep.Changes.Links++
 		// What the last plan asked for went with the plan.
 		if r.rep.Resync != "" && r.a.applied != nil && !r.planned(l.Name) {
-			r.rep.drift(foreign(l))
+			r.rep.Note(foreign(l))
 		}
 	}
 	return errors.Join(errs...)

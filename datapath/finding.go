@@ -65,10 +65,7 @@ func (f Finding) String() string {
 const maxFindings = 50
 
 // Note counts an object that somebody else changed as drift, and notes what it was.
-func (r *Report) Note(f Finding) { r.drift(f) }
-
-// drift counts an object that somebody else changed, and notes what it was.
-func (r *Report) drift(f Finding) {
+func (r *Report) Note(f Finding) {
 	*r.Drift.of(f.Kind)++
 	if len(r.Found) < maxFindings {
 		r.Found = append(r.Found, f)

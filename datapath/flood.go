@@ -96,7 +96,7 @@ func (r *run) storm(have nft.State) error {
 		case have.Storm != (nft.Storm{}):
 			found = have.Storm.String()
 		}
-		r.rep.drift(Finding{Kind: KindRules, Object: nft.StormTable, Found: found, Want: want.String()})
+		r.rep.Note(Finding{Kind: KindRules, Object: nft.StormTable, Found: found, Want: want.String()})
 	}
 	return nil
 }

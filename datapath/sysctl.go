@@ -47,7 +47,7 @@ func (r *run) sysctls() error {
 				a.rows.QueueResync()
 			}
 			if before, ok := a.before(s.Name); ok && before == s.Value && r.rep.Resync != "" && !r.ofFresh(s.Name) {
-				r.rep.drift(Finding{Kind: KindSysctl, Object: s.Name, Found: found, Want: s.Value})
+				r.rep.Note(Finding{Kind: KindSysctl, Object: s.Name, Found: found, Want: s.Value})
 			}
 		case s.Optional && readOnly(err):
 			a.log.Debug("sysctl left as it is", "err", err)
@@ -121,7 +121,7 @@ func (r *run) addresses() error {
 		}
 		r.rep.Changes.Addresses++
 		if r.a.applied != nil {
-			r.rep.drift(Finding{Kind: KindAddress, Object: x.Prefix.String(), Found: fmt.Sprintf("of %s", l.Name)})
+			r.rep.Note(Finding{Kind: KindAddress, Object: x.Prefix.String(), Found: fmt.Sprintf("of %s", l.Name)})
 		}
 	}
 	return errors.Join(errs...)

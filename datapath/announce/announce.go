@@ -121,13 +121,14 @@ func advertisement(r plan.NeighRow) []byte {
 	f = append(f, addr[:]...)
 	f = append(f, 2, 1) // target link-layer address, of 8 bytes
 	f = append(f, r.MAC[:]...)
-	binary.BigEndian.PutUint16(f[header+2:], checksum(f[header-32:header], f[header:]))
+	binary.BigEndian.PutUint16(f[header+2:], Checksum(f[header-32:header], f[header:]))
 	return f
 }
 
-// checksum is ICMPv6's: over both addresses, the length, the protocol and the
-// message (RFC 4443 §2.3), all of even length here.
-func checksum(addrs, message []byte) uint16 {
+// Checksum is ICMPv6's: over both addresses, one after the other, the length, the
+// protocol and the message (RFC 4443 §2.3). The message has an even length, of less than
+// 64 KiB, and zero where its checksum goes.
+func Checksum(addrs, message []byte) uint16 {
 	sum := uint32(len(message) + unix.IPPROTO_ICMPV6)
 	for _, b := range [][]byte{addrs, message} {
 		for i := 0; i+1 < len(b); i += 2 {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/datapath/announce"
 	"github.com/carrick-net/carrick/netns"
 )
 
@@ -158,23 +159,8 @@ func Probe(mac carrick.MAC, a netip.Addr) []byte {
 	f = append(f, group[:]...)
 	f = append(f, solicitation, 0, 0, 0, 0, 0, 0, 0)
 	f = append(f, target[:]...)
-	binary.BigEndian.PutUint16(f[ethernet+ip6+2:], checksum(f[ethernet+8:ethernet+ip6], f[ethernet+ip6:]))
+	binary.BigEndian.PutUint16(f[ethernet+ip6+2:], announce.Checksum(f[ethernet+8:ethernet+ip6], f[ethernet+ip6:]))
 	return f
-}
-
-// checksum is ICMPv6's: over both addresses, the length, the protocol and the message
-// (RFC 4443 §2.3), all of even length here.
-func checksum(addrs, message []byte) uint16 {
-	sum := uint32(len(message) + unix.IPPROTO_ICMPV6)
-	for _, b := range [][]byte{addrs, message} {
-		for i := 0; i+1 < len(b); i += 2 {
-			sum += uint32(binary.BigEndian.Uint16(b[i:]))
-		}
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }
 
 // Holder says whether a frame tells that somebody has an address, or wants it: an ARP

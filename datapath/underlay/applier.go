@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/datapath"
@@ -36,6 +37,8 @@ type Applier struct {
 	// settled has the children that are in their containers and were found right there:
 	// they are looked at again at a resync.
 	settled map[carrick.EndpointID]plan.Child
+	// again wakes the network while a host is on no segment; nil: none ever was.
+	again *time.Timer
 	// routes are those that the last Apply left.
 	routes map[plan.RouteRow]bool
 	// lasting are the problems that the last resync found; they stay until the next.
@@ -143,9 +146,14 @@ func (a *Applier) watch(names ...string) {
 // Network returns a new one. Nothing may be called after it.
 func (a *Applier) Close() error {
 	a.o.mu.Lock()
-	defer a.o.mu.Unlock()
 	if a.o.networks[a.id] == a {
 		delete(a.o.networks, a.id)
+	}
+	a.o.mu.Unlock()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.again != nil {
+		a.again.Stop()
 	}
 	return nil
 }

@@ -122,7 +122,7 @@ func (o *Host) parent(ctx context.Context, p carrick.Parent) (nl.Link, error) {
 		return fail(fmt.Errorf("%w: it is VLAN %d: choose another name, or give it its own", ErrParentBusy, l.VLAN))
 	case err == nil && l.Alias == plan.VLANAlias && !l.Up:
 		if err := one(ctx, o.h, nl.SetLink{Link: l.Ref, Up: nl.On}); err != nil {
-			return fail(o.baseDown(ctx, p, err))
+			return fail(baseDown(p, err))
 		}
 		l.Up = true
 		return l, nil
@@ -151,14 +151,14 @@ func (o *Host) parent(ctx context.Context, p carrick.Parent) (nl.Link, error) {
 		return fail(err)
 	}
 	if err := one(ctx, o.h, nl.SetLink{Link: l.Ref, Up: nl.On}); err != nil {
-		return fail(errors.Join(o.baseDown(ctx, p, err), one(ctx, o.h, nl.DelLink{Link: l.Ref})))
+		return fail(errors.Join(baseDown(p, err), one(ctx, o.h, nl.DelLink{Link: l.Ref})))
 	}
 	l.Alias, l.Up = plan.VLANAlias, true
 	return l, nil
 }
 
 // baseDown explains that a sub-interface cannot be raised.
-func (o *Host) baseDown(_ context.Context, p carrick.Parent, err error) error {
+func baseDown(p carrick.Parent, err error) error {
 	if errors.Is(err, unix.ENETDOWN) {
 		return fmt.Errorf("%w: ip link set %s up: %w", ErrParentDown, p.Base, err)
 	}

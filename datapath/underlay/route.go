@@ -18,6 +18,16 @@ import (
 // there may just not have been set yet.
 const farRetry = 10 * time.Second
 
+// soon has the network looked at again after farRetry. There is one timer, however often
+// it is asked for. Called with mu held.
+func (a *Applier) soon() {
+	if a.again == nil {
+		a.again = time.AfterFunc(farRetry, a.wake)
+		return
+	}
+	a.again.Reset(farRetry)
+}
+
 // unreachable says whether a route was refused because its next hop is on no link: the
 // kernel's words differ by family (fib_check_nh, ip6_route_check_nh).
 func unreachable(err error) bool {
@@ -102,7 +112,7 @@ func (r *run) route() error {
 	if len(far) > 0 || len(failed) > 0 {
 		a.routes, a.last = nil, nil // read again, and no drift
 		if len(far) > 0 {
-			time.AfterFunc(farRetry, a.wake)
+			a.soon()
 		}
 		return errors.Join(failed...)
 	}

@@ -210,8 +210,7 @@ func takes(t testing.TB, out string, h *lab.Host) {
 }
 
 // All hosts bring the project up at the same moment, and take it down at the same
-// moment; nobody waits for the network of another. It is one network all the same. Whom
-// the network of another meets in the middle of making his own is told to try again.
+// moment; nobody waits for the network of another. It is one network all the same.
 func TestComposeAtOnce(t *testing.T) {
 	onlySoaked(t)
 	s := begin(t)
@@ -222,12 +221,6 @@ func TestComposeAtOnce(t *testing.T) {
 			err := onEach(s.Hosts(), func(h *lab.Host) error {
 				out, err := h.Compose(t.Context(), file, args...)
 				t.Logf("%s: compose %s says:\n%s", h.Name(), args[0], out)
-				if err != nil && says(err, "another create for it is under way on this host") == nil {
-					// The network was being made here, as on the others, in the very moment in which
-					// compose wanted to make it: the next one finds it.
-					out, err = h.Compose(t.Context(), file, args...)
-					t.Logf("%s: compose %s, once more, says:\n%s", h.Name(), args[0], out)
-				}
 				return err
 			})
 			if err != nil {
@@ -273,7 +266,6 @@ func TestComposeWithAnExternalNetwork(t *testing.T) {
 // Compose has its own ideas about a network that is there already: one that it did
 // not make, and one that is of another state of the file.
 func TestComposeAndItsLabels(t *testing.T) {
-	onlySoaked(t)
 	s := begin(t)
 	ctx := t.Context()
 	file := projectFile(t, project)

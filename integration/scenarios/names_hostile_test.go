@@ -49,7 +49,6 @@ func TestGarbageForQuestions(t *testing.T) {
 // A container whose own resolvers are dead is led to the cluster's names, and is told
 // that others are not known instead of being left to wait.
 func TestNamesWithADeadUpstream(t *testing.T) {
-	onlySoaked(t)
 	s := begin(t)
 	create(t, s.Hosts(), "app", "10.42.0.0/16")
 	web := start(t, s.h2, "app", "web")
