@@ -132,7 +132,7 @@ func (c *Cluster) buildCreate(ctx context.Context, t *kvstore.Txn, w Want, num u
 		return n, true, err
 	}
 
-	n, err := w.network()
+	n, err := w.Configuration()
 	if err != nil {
 		return carrick.Network{}, false, err
 	}
@@ -299,8 +299,9 @@ func (r *tenantRecord) findAny(tenant string, pools []carrick.Pool) (carrick.Net
 // ErrOption: an option that the network's mode does not have, or lacks.
 var ErrOption = errors.New("does not go with the network's mode")
 
-// network is the configuration of a new network. Error: [ErrOption].
-func (w Want) network() (carrick.Network, error) {
+// Configuration is that of a new network, with a random id, and without what the store
+// decides: a VNI and an MTU that were not said. Error: [ErrOption].
+func (w Want) Configuration() (carrick.Network, error) {
 	n := carrick.Network{
 		ID: carrick.NewNetworkID(), Tenant: w.Tenant, Mode: w.Mode, VNI: w.VNI, Port: w.Port, MTU: w.MTU,
 		Internal: w.Internal, Flood: true,

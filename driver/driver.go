@@ -6,7 +6,6 @@
 package driver
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -154,11 +153,11 @@ func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkReq
 	}
 	if !exists && w.Mode.Underlay() && w.Parent != "" {
 		// Before anybody hears of it.
-		if err := d.checkParent(ctx, carrick.Network{
-			Mode: w.Mode, Parent: w.Parent, MTU: w.MTU, Pools: w.Pools,
-			Submode: cmp.Or(w.MacvlanMode, w.IPvlanMode, map[carrick.Mode]string{carrick.ModeMacvlan: carrick.MacvlanModes()[0], carrick.ModeIPvlan: carrick.IPvlanModes()[0]}[w.Mode]),
-			Flag:    cmp.Or(w.IPvlanFlag, map[carrick.Mode]string{carrick.ModeIPvlan: carrick.IPvlanFlags()[0]}[w.Mode]),
-		}); err != nil {
+		conf, err := w.Configuration()
+		if err != nil {
+			return err
+		}
+		if err := d.checkParent(ctx, conf); err != nil {
 			return err
 		}
 	}
