@@ -155,6 +155,7 @@ type outlook struct {
 	// About want:
 	reserved, outside bool
 	own, taken        bool
+	lent              bool // to a host that may give it back when asked
 }
 
 func (w *world) outlook(h *sim.Host, n *sim.Network, want string, atOnce int) outlook {
@@ -184,6 +185,7 @@ func (w *world) outlook(h *sim.Host, n *sim.Network, want string, atOnce int) ou
 		o.own = slices.ContainsFunc(rec.Blocks, func(b netip.Prefix) bool { return b.Contains(o.want) })
 		l, used := leases[o.want]
 		o.taken = used && l.Released == 0
+		o.lent = o.taken && l.Lent != ""
 	}
 	return o
 }
@@ -197,7 +199,7 @@ func (w *world) judge(kind string, o outlook, err error) {
 	switch {
 	case err == nil && (o.reserved || o.outside):
 		bad("an address that nobody may have")
-	case err == nil && o.want.IsValid() && o.own && o.taken && o.atOnce == 1 && !o.dies:
+	case err == nil && o.want.IsValid() && o.own && o.taken && !o.lent && o.atOnce == 1 && !o.dies:
 		bad("an address that is given out")
 	case err == nil:
 		w.count(kind, "ok")

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -132,16 +133,24 @@ func (m Machine) run(ctx context.Context, c Command, run string) (Result, error)
 	switch {
 	case ctx.Err() != nil:
 		why = context.Cause(ctx)
-	case strings.Contains(log, "Kernel panic"):
+	case panicked(log):
 		why = ErrPanic
 	case qemuErr != nil:
 		why = fmt.Errorf("%w: %s: %w: %s", ErrNoReport, program, qemuErr, bytes.TrimSpace(complaints.Bytes()))
 	}
-	return Result{}, fmt.Errorf("%w; its kernel said last:\n%s", why, tail(log, logLines))
+	return Result{}, fmt.Errorf("%w; its kernel said last:\n%s", why, end(log))
 }
 
-// tail is the last n lines of a text.
-func tail(text string, n int) string {
-	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+// end is what is worth reading of a kernel's log: what led to the first panic and the
+// beginning of its trace, which can be of any length, or else the last lines.
+func end(log string) string {
+	lines := strings.Split(strings.TrimRight(log, "\n"), "\n")
+	from := len(lines) - logLines
+	if i := slices.IndexFunc(lines, panicked); i >= 0 {
+		from = i - logLines/2
+	}
+	from = max(0, from)
+	return strings.Join(lines[from:min(len(lines), from+logLines)], "\n")
 }
+
+func panicked(line string) bool { return strings.Contains(line, "Kernel panic") }

@@ -68,10 +68,10 @@ func Run(t *testing.T, n Needs, body func(t *testing.T)) {
 	}
 	found, err := parse(t.Name(), out, res.Code)
 	if err != nil {
-		t.Fatalf("%v; its output was:\n%s\nIts kernel said:\n%s", err, out, tail(res.Log, logLines))
+		t.Fatalf("%v; its output was:\n%s\nIts kernel said:\n%s", err, out, end(res.Log))
 	}
 	if found.verdict == fail && res.Log != "" {
-		t.Logf("the guest's kernel said:\n%s", tail(res.Log, logLines))
+		t.Logf("the guest's kernel said:\n%s", end(res.Log))
 	}
 	found.replay(t)
 }
