@@ -11,6 +11,7 @@ import (
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/datapath/route"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/netns"
 	"github.com/carrick-net/carrick/plan"
@@ -38,9 +39,8 @@ type Applier struct {
 	// they are looked at again at a resync.
 	settled map[carrick.EndpointID]plan.Child
 	// again wakes the network while a host is on no segment; nil: none ever was.
-	again *time.Timer
-	// routes are those that the last Apply left.
-	routes map[plan.RouteRow]bool
+	again  *time.Timer
+	routes route.Table
 	// lasting are the problems that the last resync found; they stay until the next.
 	lasting []string
 }
@@ -213,7 +213,8 @@ func (r *run) converge() error {
 	a, o := r.a, r.a.o
 	if r.rep.Resync != "" {
 		clear(a.settled)
-		a.lasting, a.routes = nil, nil
+		a.lasting = nil
+		a.routes.Reread()
 	}
 	p := r.u.Parent
 	if p.Name == "" {
@@ -246,7 +247,7 @@ func (r *run) converge() error {
 	if len(r.u.Prefixes) > 0 {
 		a.prefixes = r.u.Prefixes
 	}
-	if a.last = r.u; r.want.Partial || routeErr != nil || a.routes == nil && len(r.u.Prefixes) > 0 {
+	if a.last = r.u; r.want.Partial {
 		a.last = nil // what the next run changes is not somebody else's doing
 	}
 	return errors.Join(routeErr, delErr)
@@ -511,7 +512,8 @@ func (r *run) remove() error {
 		return err
 	}
 	var errs []error
-	a.last, a.routes, a.lasting = nil, nil, nil
+	a.last, a.lasting = nil, nil
+	a.routes.Forget()
 	r.u = &plan.Underlay{Prefixes: a.prefixes}
 	if err := r.route(); err != nil {
 		errs = append(errs, err)

@@ -27,6 +27,7 @@ import (
 	"sync"
 
 	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/datapath/route"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/netns"
 	"github.com/carrick-net/carrick/plan"
@@ -194,16 +195,11 @@ func (o *Host) Collect(ctx context.Context, wanted func() Wanted) error {
 			changes = append(changes, nl.DelLink{Link: l.Ref})
 		}
 	}
-	routes, err := o.routes(ctx)
+	stray, err := route.Stray(ctx, o.h, o.known.Prefixes, w.Prefixes)
 	if err != nil {
 		return err
 	}
-	for _, r := range routes {
-		into := func(p netip.Prefix) bool { return p.Contains(r.Dst.Addr()) }
-		if slices.ContainsFunc(o.known.Prefixes, into) && !slices.ContainsFunc(w.Prefixes, into) {
-			changes = append(changes, nl.DelRoute{Dst: r.Dst, Via: r.Via})
-		}
-	}
+	changes = append(changes, stray...)
 	return errors.Join(ignoring(nl.ErrNotFound, o.h.Send(ctx, changes...))...)
 }
 
@@ -225,12 +221,6 @@ func ours(l nl.Link) bool {
 // ignoring leaves errors out that are of a kind.
 func ignoring(kind error, errs []error) []error {
 	return slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, kind) })
-}
-
-// routes lists the host's routes that are ours.
-func (o *Host) routes(ctx context.Context) ([]nl.Route, error) {
-	all, err := o.h.Routes(ctx)
-	return slices.DeleteFunc(all, func(r nl.Route) bool { return r.Protocol != nl.RouteProtocol }), err
 }
 
 // Held is an endpoint's device, wherever it is.

@@ -15,7 +15,8 @@ func layers() [][]string {
 		{"kvstore/memory", "kvstore/bolt", "kvstore/consul", "datapath/fdb", "datapath/announce"},
 		{"datapath/dad"},
 		{"cluster", "datapath", "probe", "gossip", "dns"},
-		{"mirror", "datapath/underlay"},
+		{"mirror", "datapath/route"},
+		{"datapath/underlay", "datapath/routed"},
 		{"ipam", "agent", "status"},
 		{"driver"},
 		{"internal/daemon"},
@@ -38,7 +39,7 @@ type apart struct {
 func separations() []apart {
 	return []apart{{
 		one:   []string{"dockerapi", "driver", "ipam", "cluster", "cluster/journal", "cluster/snapshot", "kvstore", "kvstore/memory", "kvstore/bolt", "kvstore/consul"},
-		other: []string{"netns", "internal/nl", "internal/nft", "datapath", "datapath/fdb", "datapath/announce", "datapath/dad", "datapath/underlay", "probe", "dns", "dns/zone", "gossip"},
+		other: []string{"netns", "internal/nl", "internal/nft", "datapath", "datapath/fdb", "datapath/announce", "datapath/dad", "datapath/route", "datapath/routed", "datapath/underlay", "probe", "dns", "dns/zone", "gossip"},
 		reason: "facts and effects meet as values in plan and in time in agent: " +
 			"a fact that pokes the kernel, or a row that asks the store, is a second path to the kernel that nobody audits",
 	}}

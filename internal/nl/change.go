@@ -45,9 +45,9 @@ type AddVXLAN struct {
 // Outer in the namespace of the handle it is sent on.
 type AddVeth struct {
 	Name     string
-	Target   netns.Namespace
-	Master   Ref
-	MTU      int // of both ends
+	Target   netns.Namespace // nil: where Outer is
+	Master   Ref             // zero: Name is no port
+	MTU      int             // of both ends
 	Outer    string
 	OuterMAC carrick.MAC
 }
@@ -210,8 +210,12 @@ func (c AddVXLAN) Command(ns string) string {
 
 // Command is `ip link add NAME netns TARGET ... type veth peer OUTER ...`.
 func (c AddVeth) Command(ns string) string {
-	return fmt.Sprintf("%s link add %s netns %s mtu %d master %s type veth peer name %s address %s mtu %d",
-		tool("ip", ns), c.Name, c.Target.Name(), c.MTU, c.Master.Name, c.Outer, c.OuterMAC, c.MTU)
+	master := ""
+	if c.Master.Index != 0 || c.Master.Name != "" {
+		master = " master " + c.Master.Name
+	}
+	return fmt.Sprintf("%s link add %s%s mtu %d%s type veth peer name %s address %s mtu %d",
+		tool("ip", ns), c.Name, in(c.Target), c.MTU, master, c.Outer, c.OuterMAC, c.MTU)
 }
 
 // Command is `ip link set NAME ...`.

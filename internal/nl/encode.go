@@ -165,9 +165,13 @@ func (e *encoder) addVeth(c AddVeth, seq uint32) {
 	e.begin(unix.RTM_NEWLINK, create, seq)
 	e.ifinfo(unix.AF_UNSPEC, 0, 0, 0)
 	e.attrString(unix.IFLA_IFNAME, c.Name)
-	e.attrU32(unix.IFLA_NET_NS_FD, uint32(c.Target.FD()))
+	if c.Target != nil {
+		e.attrU32(unix.IFLA_NET_NS_FD, uint32(c.Target.FD()))
+	}
 	e.attrU32(unix.IFLA_MTU, uint32(c.MTU))
-	e.attrU32(unix.IFLA_MASTER, uint32(c.Master.Index))
+	if c.Master.Index != 0 {
+		e.attrU32(unix.IFLA_MASTER, uint32(c.Master.Index))
+	}
 	e.kind(KindVeth, func() {
 		e.nest(vethInfoPeer, func() {
 			e.ifinfo(unix.AF_UNSPEC, 0, 0, 0)

@@ -141,6 +141,27 @@ func (h *handle) Neighbours(ctx context.Context, link Ref) ([]Neighbour, error) 
 	return rows, nil
 }
 
+func (h *handle) Proxies(ctx context.Context) ([]Proxy, error) {
+	var rows []Proxy
+	err := h.sock.dump(ctx, tool("ip", h.ns.Name())+" -6 neigh show proxy",
+		func() { rows = rows[:0] },
+		func(e *encoder, seq uint32) {
+			e.begin(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, seq)
+			e.ndmsg(unix.AF_INET6, 0, 0, unix.NTF_PROXY)
+		},
+		func(body []byte) error {
+			n, err := decodeNeighbour(body)
+			if n.Addr.Is6() {
+				rows = append(rows, Proxy{Link: n.Link, Addr: n.Addr})
+			}
+			return err
+		})
+	if err != nil {
+		return nil, err
+	}
+	return rows, nil
+}
+
 func (h *handle) NSID(ctx context.Context, other netns.Namespace) (NSID, error) {
 	id := NoNSID
 	err := h.sock.dump(ctx, "get the namespace id of "+other.ID().String(),

@@ -42,6 +42,8 @@ type Handle interface {
 	FDB(ctx context.Context) ([]FDBEntry, error)
 	// Neighbours lists the IPv4 and IPv6 neighbours of one link.
 	Neighbours(ctx context.Context, link Ref) ([]Neighbour, error)
+	// Proxies lists the IPv6 addresses for which links of the namespace answer.
+	Proxies(ctx context.Context) ([]Proxy, error)
 	// NSID is the number by which this namespace knows another; NoNSID if it has
 	// never met it.
 	NSID(ctx context.Context, other netns.Namespace) (NSID, error)
@@ -50,7 +52,8 @@ type Handle interface {
 	// Sysctls reads settings of the namespace, by their names as sysctl(8) has them,
 	// all below net. What the kernel does not have is missing in the answer.
 	Sysctls(ctx context.Context, names ...string) (map[string]string, error)
-	// Routes lists the unicast routes of the main table.
+	// Routes lists the unicast routes of the main table, and those of Carrick's that lead
+	// nowhere.
 	Routes(ctx context.Context) ([]Route, error)
 	// Way asks how a packet to an address leaves, sent from another one, if that is
 	// valid.
@@ -232,7 +235,14 @@ type Address struct {
 	Prefix netip.Prefix // the address itself, not masked
 }
 
-// Route is a unicast route.
+// Proxy is an address that is elsewhere and for which a link answers neighbour
+// solicitations.
+type Proxy struct {
+	Link int
+	Addr netip.Addr
+}
+
+// Route is a route of the main table.
 type Route struct {
 	Dst    netip.Prefix // masked; /0 for a default route
 	Link   int          // of the first next hop; 0 if there is none
@@ -242,4 +252,8 @@ type Route struct {
 	Protocol uint8
 	Metric   uint32
 	MTU      int // bytes; 0 = not set
+	// Unreachable: it leads nowhere; see [Path].
+	Unreachable bool
+	// OnLink: Via was taken to be on the link whatever its addresses say.
+	OnLink bool
 }

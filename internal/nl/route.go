@@ -43,7 +43,8 @@ func (h *handle) Routes(ctx context.Context) ([]Route, error) {
 				return err
 			}
 			for _, r := range list {
-				if r.Type != unix.RTN_UNICAST {
+				nowhere := r.Type == unix.RTN_UNREACHABLE && r.Protocol == RouteProtocol
+				if r.Type != unix.RTN_UNICAST && !nowhere {
 					continue
 				}
 				dst := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
@@ -58,6 +59,9 @@ func (h *handle) Routes(ctx context.Context) ([]Route, error) {
 					dst = p.Masked()
 				}
 				link := r.LinkIndex
+				if nowhere {
+					link = 0 // of IPv6 the loopback device is named
+				}
 				if link == 0 && len(r.MultiPath) > 0 {
 					link = r.MultiPath[0].LinkIndex
 				}
@@ -65,6 +69,7 @@ func (h *handle) Routes(ctx context.Context) ([]Route, error) {
 				via, _ := netip.AddrFromSlice(r.Gw)
 				out = append(out, Route{
 					Dst: dst, Link: link, Via: via.Unmap(), Source: src.Unmap(), Metric: uint32(r.Priority), MTU: r.MTU, Protocol: uint8(r.Protocol),
+					Unreachable: nowhere, OnLink: r.Flags&unix.RTNH_F_ONLINK != 0,
 				})
 			}
 		}

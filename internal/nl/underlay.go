@@ -172,18 +172,63 @@ type SetIPvlan struct {
 // an operator likes to read it).
 const RouteProtocol = 67
 
-// SetRoute adds a unicast route to the main table, or alters the one to its
-// destination that has the same metric. The errno is ENETUNREACH if the next hop is
-// on no link's segment.
-type SetRoute struct {
-	Dst netip.Prefix // masked
-	Via netip.Addr
-}
+// SetRoute adds a route to the main table, or alters the one to its destination that has
+// the same metric. The errno is ENETUNREACH if the next hop is on no link's segment, and
+// ENETDOWN if its link is down.
+type SetRoute struct{ Path }
 
 // DelRoute removes a route that SetRoute made; ErrNotFound if there is none.
-type DelRoute struct {
-	Dst netip.Prefix
-	Via netip.Addr
+type DelRoute struct{ Path }
+
+// Path is a route as Carrick writes it: by a next hop, by a link, by a next hop that is
+// taken to be on a link whatever the link's addresses say, or to nowhere. Paths are
+// comparable, and compare as routes do but for the name of their link.
+type Path struct {
+	Dst netip.Prefix // masked
+	Via netip.Addr   // zero: on Link
+	// Link is where Dst is, or Via if both are given; zero: where the kernel finds Via.
+	Link Ref
+	// Unreachable: packets to Dst are refused with an ICMP message. It has neither Via
+	// nor Link.
+	Unreachable bool
+	// Metric is the route's rank among those to the same destination, the least first;
+	// 0: what the kernel gives one without, 0 of IPv4 and 1024 of IPv6.
+	Metric uint32
+}
+
+// String is the route as ip(8) prints it, without its protocol.
+func (p Path) String() string {
+	var b strings.Builder
+	if p.Unreachable {
+		b.WriteString("unreachable ")
+	}
+	b.WriteString(p.Dst.String())
+	if p.Via.IsValid() {
+		fmt.Fprintf(&b, " via %s", p.Via)
+	}
+	if p.Link.Index != 0 || p.Link.Name != "" {
+		fmt.Fprintf(&b, " dev %s", p.Link.Name)
+		if p.Via.IsValid() {
+			b.WriteString(" onlink")
+		}
+	}
+	if p.Metric != 0 {
+		fmt.Fprintf(&b, " metric %d", p.Metric)
+	}
+	return b.String()
+}
+
+// SetProxy has a link answer neighbour solicitations for an IPv6 address that is
+// elsewhere, if its proxy_ndp and forwarding are on. Repeating it changes nothing.
+type SetProxy struct {
+	Link Ref
+	Addr netip.Addr
+}
+
+// DelProxy is the inverse; ErrNotFound if there is none.
+type DelProxy struct {
+	Link Ref
+	Addr netip.Addr
 }
 
 func (AddMacvlan) isChange() {}
@@ -193,6 +238,8 @@ func (SetMacvlan) isChange() {}
 func (SetIPvlan) isChange()  {}
 func (SetRoute) isChange()   {}
 func (DelRoute) isChange()   {}
+func (SetProxy) isChange()   {}
+func (DelProxy) isChange()   {}
 
 // in is the rest of a command that makes a device in another namespace.
 func in(target netns.Namespace) string {
@@ -242,12 +289,22 @@ func (c SetIPvlan) Command(ns string) string {
 
 // Command is `ip route replace DST via VIA proto 67`.
 func (c SetRoute) Command(ns string) string {
-	return fmt.Sprintf("%s route replace %s via %s proto %d", tool("ip", ns), c.Dst, c.Via, RouteProtocol)
+	return fmt.Sprintf("%s route replace %s proto %d", tool("ip", ns), c.Path, RouteProtocol)
 }
 
 // Command is `ip route del DST via VIA proto 67`.
 func (c DelRoute) Command(ns string) string {
-	return fmt.Sprintf("%s route del %s via %s proto %d", tool("ip", ns), c.Dst, c.Via, RouteProtocol)
+	return fmt.Sprintf("%s route del %s proto %d", tool("ip", ns), c.Path, RouteProtocol)
+}
+
+// Command is `ip neigh replace proxy ADDR dev DEV`.
+func (c SetProxy) Command(ns string) string {
+	return fmt.Sprintf("%s neigh replace proxy %s dev %s", tool("ip", ns), c.Addr, c.Link.Name)
+}
+
+// Command is `ip neigh del proxy ADDR dev DEV`.
+func (c DelProxy) Command(ns string) string {
+	return fmt.Sprintf("%s neigh del proxy %s dev %s", tool("ip", ns), c.Addr, c.Link.Name)
 }
 
 // child begins the message that makes a device on another one.
@@ -289,10 +346,18 @@ func (e *encoder) underlay(c Change, seq uint32) bool {
 		e.kind(KindIPvlan, func() { e.ipvlan(c.IPvlanInfo) })
 	case SetRoute:
 		e.begin(unix.RTM_NEWROUTE, replace, seq)
-		e.route(c.Dst, c.Via, unix.RTN_UNICAST)
+		e.route(c.Path)
 	case DelRoute:
 		e.begin(unix.RTM_DELROUTE, 0, seq)
-		e.route(c.Dst, c.Via, unix.RTN_UNSPEC)
+		e.route(c.Path)
+	case SetProxy:
+		e.begin(unix.RTM_NEWNEIGH, replace, seq)
+		e.ndmsg(family(c.Addr), c.Link.Index, 0, unix.NTF_PROXY)
+		e.addr(unix.NDA_DST, c.Addr)
+	case DelProxy:
+		e.begin(unix.RTM_DELNEIGH, 0, seq)
+		e.ndmsg(family(c.Addr), c.Link.Index, 0, unix.NTF_PROXY)
+		e.addr(unix.NDA_DST, c.Addr)
 	default:
 		return false
 	}
@@ -306,11 +371,29 @@ func (e *encoder) ipvlan(i IPvlanInfo) {
 
 // route appends struct rtmsg (family, dst_len, src_len, tos, table, protocol, scope,
 // type, flags) and what the route is.
-func (e *encoder) route(dst netip.Prefix, via netip.Addr, kind uint8) {
-	e.buf = append(e.buf, family(dst.Addr()), uint8(dst.Bits()), 0, 0, unix.RT_TABLE_MAIN, RouteProtocol, unix.RT_SCOPE_UNIVERSE, kind)
-	e.u32(0)
-	e.addr(unix.RTA_DST, dst.Addr())
-	e.addr(unix.RTA_GATEWAY, via)
+func (e *encoder) route(p Path) {
+	kind, scope := uint8(unix.RTN_UNICAST), uint8(unix.RT_SCOPE_UNIVERSE)
+	flags := uint32(0)
+	switch {
+	case p.Unreachable:
+		kind = unix.RTN_UNREACHABLE
+	case !p.Via.IsValid() && p.Dst.Addr().Is4():
+		scope = unix.RT_SCOPE_LINK // which fib_check_nh wants of a route without a next hop
+	case p.Via.IsValid() && p.Link.Index != 0:
+		flags = unix.RTNH_F_ONLINK
+	}
+	e.buf = append(e.buf, family(p.Dst.Addr()), uint8(p.Dst.Bits()), 0, 0, unix.RT_TABLE_MAIN, RouteProtocol, scope, kind)
+	e.u32(flags)
+	e.addr(unix.RTA_DST, p.Dst.Addr())
+	if p.Via.IsValid() {
+		e.addr(unix.RTA_GATEWAY, p.Via)
+	}
+	if p.Link.Index != 0 {
+		e.attrU32(unix.RTA_OIF, uint32(p.Link.Index))
+	}
+	if p.Metric != 0 {
+		e.attrU32(unix.RTA_PRIORITY, p.Metric)
+	}
 }
 
 // decodeChild reads IFLA_INFO_DATA of a device that stands on another one.

@@ -155,6 +155,9 @@ func (h *handle) Addresses(ctx context.Context) ([]nl.Address, error) {
 	return slices.Clone(h.s.addrs), nil
 }
 
+// Proxies is not modelled.
+func (h *handle) Proxies(context.Context) ([]nl.Proxy, error) { return nil, nil }
+
 // Routes is not modelled.
 func (h *handle) Routes(context.Context) ([]nl.Route, error) { return nil, nil }
 

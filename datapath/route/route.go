@@ -1,0 +1,194 @@
+// Package route keeps the routes that Carrick writes into a host's main table: those
+// into the prefixes of one network.
+//
+// How a restart knows them as ours: by their protocol, [nl.RouteProtocol]. Who removes
+// them: a [Table] that is told of none, and whoever collects what no network has (see
+// [Stray]).
+package route
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/internal/nl"
+)
+
+// Table is the routes of one network. The zero Table has read nothing. It is for one
+// caller at a time.
+type Table struct {
+	held map[nl.Path]bool // what the kernel has; nil: to be read
+	left map[nl.Path]bool // what the last Apply left, if that was all of what was wanted
+}
+
+// Reread has the next Apply read the kernel. What then differs from what the last one
+// left was somebody else's doing.
+func (t *Table) Reread() { t.held = nil }
+
+// Forget is Reread, and what differs is nobody's doing.
+func (t *Table) Forget() { t.held, t.left = nil, nil }
+
+// Want is what routes there are to be.
+type Want struct {
+	Paths []nl.Path
+	// Prefixes are those into which no other route of Carrick's leads.
+	Prefixes []netip.Prefix
+	// Partial: routes that are not wanted stay.
+	Partial bool
+}
+
+// Apply brings the routes to what is wanted, additions before removals, notes in rep what
+// it changed and found, and returns the next hops that are on no segment of this host,
+// sorted. The rest is there then. After an error, or with such a next hop, the next call
+// reads the kernel.
+func (t *Table) Apply(ctx context.Context, h nl.Handle, want Want, rep *datapath.Report) (far []netip.Addr, err error) {
+	drift := t.left != nil && t.held == nil
+	if t.held == nil {
+		if t.held, err = read(ctx, h, want.Prefixes); err != nil {
+			return nil, err
+		}
+	}
+	wanted := map[nl.Path]bool{}
+	var add []nl.Path
+	for _, p := range want.Paths {
+		wanted[key(p)] = true
+		if !t.held[key(p)] {
+			add = append(add, p)
+		}
+	}
+	var failed []error
+	var set []nl.Path
+	for i, err := range send(ctx, h, add, func(p nl.Path) nl.Change { return nl.SetRoute{Path: p} }) {
+		p := add[i]
+		switch {
+		case p.Via.IsValid() && p.Link.Index == 0 && unreachable(err):
+			if !slices.Contains(far, p.Via) {
+				far = append(far, p.Via)
+			}
+			continue
+		case err != nil:
+			failed = append(failed, err)
+			continue
+		}
+		set = append(set, p)
+		rep.Changes.Routes++
+		if drift && t.left[key(p)] {
+			rep.Note(datapath.Finding{Kind: datapath.KindRoute, Object: p.Dst.String(), Want: "as " + p.String()})
+		}
+	}
+	var del []nl.Path
+	for p := range t.held {
+		if !want.Partial && !wanted[p] && !replaced(p, set) {
+			del = append(del, p)
+		}
+	}
+	for i, err := range send(ctx, h, del, func(p nl.Path) nl.Change { return nl.DelRoute{Path: p} }) {
+		if err != nil && !errors.Is(err, nl.ErrNotFound) {
+			failed = append(failed, err)
+			continue
+		}
+		rep.Changes.Routes++
+		if drift && !t.left[key(del[i])] {
+			rep.Note(datapath.Finding{Kind: datapath.KindRoute, Object: del[i].Dst.String(), Found: "as " + del[i].String()})
+		}
+	}
+	slices.SortFunc(far, netip.Addr.Compare)
+	t.held, t.left = wanted, wanted
+	switch {
+	case len(failed) > 0 || len(far) > 0:
+		t.Forget()
+	case want.Partial:
+		t.Forget() // what the kernel has besides is not known
+	}
+	return far, errors.Join(failed...)
+}
+
+// send sends a change for each route and returns an error, or nil, for each.
+func send(ctx context.Context, h nl.Handle, paths []nl.Path, change func(nl.Path) nl.Change) []error {
+	changes := make([]nl.Change, 0, len(paths))
+	for _, p := range paths {
+		changes = append(changes, change(p))
+	}
+	if errs := h.Send(ctx, changes...); errs != nil {
+		return errs
+	}
+	return make([]error, len(paths))
+}
+
+// read lists the kernel's routes of ours into some prefixes.
+func read(ctx context.Context, h nl.Handle, prefixes []netip.Prefix) (map[nl.Path]bool, error) {
+	all, err := h.Routes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	held := map[nl.Path]bool{}
+	for _, r := range all {
+		if r.Protocol == nl.RouteProtocol && into(prefixes, r.Dst) {
+			held[path(r)] = true
+		}
+	}
+	return held, nil
+}
+
+// Stray returns what removes the routes of ours into some prefixes that lead into none of
+// others.
+func Stray(ctx context.Context, h nl.Handle, known, wanted []netip.Prefix) ([]nl.Change, error) {
+	held, err := read(ctx, h, known)
+	if err != nil {
+		return nil, err
+	}
+	var out []nl.Change
+	for p := range held {
+		if !into(wanted, p.Dst) {
+			out = append(out, nl.DelRoute{Path: p})
+		}
+	}
+	return out, nil
+}
+
+func into(prefixes []netip.Prefix, dst netip.Prefix) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Bits() <= dst.Bits() && p.Contains(dst.Addr()) })
+}
+
+// replaced says whether a route was altered by one of those just set, which has its
+// destination and metric.
+func replaced(p nl.Path, set []nl.Path) bool {
+	return slices.ContainsFunc(set, func(x nl.Path) bool { return x.Dst == p.Dst && metric(x) == metric(p) })
+}
+
+// path is how a route would have been written that the kernel has.
+func path(r nl.Route) nl.Path {
+	p := nl.Path{Dst: r.Dst, Via: r.Via, Unreachable: r.Unreachable, Metric: r.Metric}
+	if !r.Unreachable && (r.OnLink || !r.Via.IsValid()) {
+		p.Link.Index = r.Link
+	}
+	p.Metric = metric(p)
+	return p
+}
+
+// key is a path without what is for people or said by default.
+func key(p nl.Path) nl.Path {
+	p.Link.Name = ""
+	p.Metric = metric(p)
+	return p
+}
+
+// metric is a path's, 0 for the one that the kernel gives a route of IPv6 without
+// (IP6_RT_PRIO_USER).
+func metric(p nl.Path) uint32 {
+	const user6 = 1024
+	if p.Dst.Addr().Is6() && p.Metric == user6 {
+		return 0
+	}
+	return p.Metric
+}
+
+// unreachable says whether a route was refused because its next hop is on no link: the
+// kernel's words differ by family (fib_check_nh, ip6_route_check_nh).
+func unreachable(err error) bool {
+	return errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETDOWN)
+}
