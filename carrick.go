@@ -102,8 +102,12 @@ func ParseVNI(s string) (VNI, error) {
 // Mode is what carries a network's frames between hosts: see parent.go for the others.
 type Mode string
 
-// ModeVXLAN is the default: a bridge and a vxlan device per network.
-const ModeVXLAN Mode = "vxlan"
+const (
+	// ModeVXLAN is the default: a bridge and a vxlan device per network.
+	ModeVXLAN Mode = "vxlan"
+	// ModeRouted: hosts route between containers, which are on no segment.
+	ModeRouted Mode = "routed"
+)
 
 // DefaultPort is VXLAN's UDP port (RFC 7348 §5, IANA 4789).
 const DefaultPort uint16 = 4789

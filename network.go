@@ -24,6 +24,9 @@ type Network struct {
 	Parent  string `json:"parent,omitempty"`  // that device, as [Parents] prints
 	Submode string `json:"submode,omitempty"` // macvlan_mode or ipvlan_mode
 	Flag    string `json:"flag,omitempty"`    // ipvlan_flag; "" of macvlan
+	// Fallback is what reaches hosts that a routed network has no route to: ModeVXLAN, or
+	// "", nothing.
+	Fallback Mode `json:"fallback,omitempty"`
 
 	Pools []Pool `json:"pools"` // one of IPv4, one of IPv6, or both in this order
 }
@@ -204,6 +207,16 @@ func (p Pool) Allocatable(a netip.Addr) bool {
 	return p.AllocRange().Contains(a) && p.Reserved(a) == ""
 }
 
+// Router is the address that stands for the host a container is on, where the network is
+// routed: the gateway, or without one the subnet-router anycast address (RFC 4291 §2.6.1).
+// No endpoint has it.
+func (p Pool) Router() netip.Addr {
+	if p.Gateway.IsValid() {
+		return p.Gateway
+	}
+	return p.Prefix.Addr()
+}
+
 // BlockOf returns the block an address of the pool lies in.
 func (p Pool) BlockOf(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, p.Block).Masked() }
 
@@ -327,6 +340,9 @@ func (id EndpointID) OuterName() string { return "ck" + deviceSuffix(id) }
 
 // PortName is the name of the other end, on the network's bridge.
 func (id EndpointID) PortName() string { return "p" + deviceSuffix(id) }
+
+// HostName is the name of the other end in the host's namespace, of a routed network.
+func (id EndpointID) HostName() string { return "cr" + deviceSuffix(id) }
 
 // View is all a host needs to know to realise one network: a whole snapshot,
 // never a change. Values inside are shared and must not be modified.

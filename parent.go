@@ -32,8 +32,11 @@ func IPvlanModes() []string { return []string{"l2", "l3", "l3s"} }
 func IPvlanFlags() []string { return []string{"bridge", "private", "vepa"} }
 
 // Routes says whether hosts must know by which host a container is reached, because
-// the network's containers answer no ARP on their segment (ipvlan_mode l3 and l3s).
-func (n Network) Routes() bool { return n.Mode == ModeIPvlan && n.Submode != "l2" }
+// the network's containers answer no ARP on their segment (ipvlan_mode l3 and l3s), or
+// are on none.
+func (n Network) Routes() bool {
+	return n.Mode == ModeRouted || n.Mode == ModeIPvlan && n.Submode != "l2"
+}
 
 // SharesMAC says whether the network's containers have the MAC of the device that they
 // stand on. A macvlan device in mode passthru could have another, and its parent would

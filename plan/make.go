@@ -33,8 +33,11 @@ func build(v carrick.View, me carrick.HostID, p *Planner) Network {
 	if len(v.Endpoints[me]) == 0 {
 		return n
 	}
-	if v.Network.Mode.Underlay() {
+	switch {
+	case v.Network.Mode.Underlay():
 		return underlay(n, v, me)
+	case v.Network.Mode == carrick.ModeRouted:
+		return routed(n, v, me)
 	}
 	self := v.Hosts[me]
 	n.Present, n.Partial = true, v.Partial

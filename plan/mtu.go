@@ -10,15 +10,18 @@ import (
 
 // MTU is what a container of the network may send on a host, in bytes: what the
 // network says, or, of a network made before that was always said, what the host's
-// underlay leaves after the encapsulation.
+// underlay leaves after the encapsulation; of a routed network, all that it carries.
 //
 // All devices of a network have it, also where the way to some host carries less:
 // the bridge drops what is too large for a port and says nothing, while the vxlan
 // device answers a packet that does not fit the route with the MTU that would
 // (skb_tunnel_check_pmtu, Linux 5.9).
 func MTU(n carrick.Network, h carrick.Host) int {
-	if n.MTU != 0 {
+	switch {
+	case n.MTU != 0:
 		return n.MTU
+	case n.Mode == carrick.ModeRouted:
+		return h.MTU
 	}
 	return h.Carries()
 }

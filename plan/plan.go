@@ -49,6 +49,8 @@ type Network struct {
 	// Underlay is all there is of a network that stands on a device of each host; then
 	// there is no namespace, and everything below but Problems is of no meaning.
 	Underlay *Underlay
+	// Routed is likewise all there is of a network whose hosts route.
+	Routed *Routed
 
 	Bridge Bridge
 	VXLAN  VXLAN
@@ -200,6 +202,9 @@ func (n Network) String() string {
 	}
 	if n.Underlay != nil {
 		return b.String() + n.Underlay.text(n.ID, n.Problems)
+	}
+	if n.Routed != nil {
+		return b.String() + n.Routed.text(n.ID, n.Problems)
 	}
 	fmt.Fprintf(&b, "ip netns add %s\n", ns)
 	snoop, router, leave := 0, "", ""

@@ -42,13 +42,7 @@ type Child struct {
 	Down bool
 }
 
-// RouteRow leads to a container of another host.
-type RouteRow struct {
-	Dst netip.Prefix // a single address
-	Via netip.Addr
-}
-
-// ChildAlias is what a child's alias says, by which a restart knows it as ours.
+// ChildAlias is what the alias of a child, or of the host's end of a pair, says, by which a restart knows it as ours.
 func ChildAlias(id carrick.NetworkID, ep carrick.EndpointID) string {
 	return aliasPrefix + string(id) + "/" + string(ep)
 }
@@ -119,7 +113,7 @@ func underlay(n Network, v carrick.View, me carrick.HostID) Network {
 					m.problem("%s of host %s cannot be reached: its host is known by %s, and a route needs a next hop of the same family", a, h.Name, h.VTEP)
 					continue
 				}
-				u.Routes = append(u.Routes, RouteRow{netip.PrefixFrom(a, a.BitLen()), h.VTEP})
+				u.Routes = append(u.Routes, RouteRow{Dst: netip.PrefixFrom(a, a.BitLen()), Via: h.VTEP})
 			}
 		}
 	}

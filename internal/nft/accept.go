@@ -1,0 +1,228 @@
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"github.com/google/nftables/xt"
+	"golang.org/x/sys/unix"
+
+	"github.com/carrick-net/carrick/netns"
+)
+
+// UserChain is the chain in which Docker lets others say what a host forwards, before its
+// own rules and a policy of DROP do. A verdict in a table of ours would not be the last
+// word: each table's drop is one.
+const UserChain = "DOCKER-USER"
+
+// acceptComment begins the comments of rules in UserChain that are ours; a name follows.
+const acceptComment = "carrick "
+
+// ErrLegacy says that a host's iptables are those of before nftables, and the program
+// that speaks with them is not there.
+var ErrLegacy = errors.New("this host has legacy iptables, and no iptables-legacy in PATH that could change them")
+
+// User keeps rules in [UserChain]: of the family ip or ip6, in nftables, as iptables-nft
+// has it, or in legacy iptables. Each accepts what is sent within a prefix, and carries a
+// name in its comment. A user's own rules stay where they are, and before ours. Stateless,
+// and safe for concurrent use.
+type User struct{}
+
+// Set makes the rules of a name those of some prefixes, and returns how many rules that
+// took. Where there is no UserChain there are none: Docker keeps no rules of that family
+// then, or keeps them elsewhere.
+func (User) Set(ctx context.Context, ns netns.Namespace, name string, prefixes []netip.Prefix) (changed int, err error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	var errs []error
+	for _, f := range []family{family4, family6} {
+		n, err := f.set(ctx, ns, name, slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return p.Addr().Is4() != f.four }))
+		changed += n
+		errs = append(errs, wrap("set the rules in "+UserChain+" of", ns, err))
+	}
+	return changed, errors.Join(errs...)
+}
+
+// Names returns the names that have rules, sorted.
+func (User) Names(ctx context.Context, ns netns.Namespace) ([]string, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	var names []string
+	var errs []error
+	for _, f := range []family{family4, family6} {
+		found, err := f.names(ctx, ns)
+		names, errs = append(names, found...), append(errs, wrap("read "+UserChain+" of", ns, err))
+	}
+	slices.Sort(names)
+	return slices.Compact(names), errors.Join(errs...)
+}
+
+// family is a version of IP, as its packet filter sees it.
+type family struct {
+	four   bool
+	table  nftables.TableFamily
+	source uint32 // offset of the address in the header, bytes (RFC 791 §3.1, RFC 8200 §3)
+	length uint32 // of an address, bytes; the destination follows the source
+}
+
+//nolint:gochecknoglobals // constants of a type that has none
+var (
+	family4 = family{true, nftables.TableFamilyIPv4, 12, 4}
+	family6 = family{false, nftables.TableFamilyIPv6, 8, 16}
+)
+
+func (f family) set(ctx context.Context, ns netns.Namespace, name string, prefixes []netip.Prefix) (changed int, err error) {
+	var there bool
+	err = with(ns, func(c *nftables.Conn) (err error) {
+		chain, rules, err := f.chain(c)
+		if there = chain != nil; err != nil || !there {
+			return err
+		}
+		changed, err = f.change(c, chain, rules, name, prefixes)
+		return err
+	})
+	if err != nil || there {
+		return changed, err
+	}
+	return legacy(f.four).set(ctx, ns, name, prefixes)
+}
+
+func (f family) names(ctx context.Context, ns netns.Namespace) (names []string, err error) {
+	var there bool
+	err = with(ns, func(c *nftables.Conn) error {
+		chain, rules, err := f.chain(c)
+		there = chain != nil
+		for _, r := range rules {
+			if n, ours := nameOf(r); ours {
+				names = append(names, n)
+			}
+		}
+		return err
+	})
+	if err != nil || there {
+		return names, err
+	}
+	return legacy(f.four).names(ctx, ns)
+}
+
+// chain finds UserChain and its rules; nil if there is none.
+func (f family) chain(c *nftables.Conn) (*nftables.Chain, []*nftables.Rule, error) {
+	chains, err := c.ListChainsOfTableFamily(f.table)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil, nil, nil // a kernel without nftables, or none of the family
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	i := slices.IndexFunc(chains, func(x *nftables.Chain) bool { return x.Name == UserChain && x.Table.Name == "filter" })
+	if i < 0 {
+		return nil, nil, nil
+	}
+	rules, err := c.GetRules(chains[i].Table, chains[i])
+	return chains[i], rules, err
+}
+
+// change makes the rules of a name those of some prefixes, in one transaction.
+func (f family) change(c *nftables.Conn, chain *nftables.Chain, rules []*nftables.Rule, name string, prefixes []netip.Prefix) (changed int, err error) {
+	missing := slices.Clone(prefixes)
+	var end *nftables.Rule // what ends the chain for everything
+	for _, r := range rules {
+		if n, ours := nameOf(r); ours && n == name {
+			i := slices.IndexFunc(missing, func(p netip.Prefix) bool { return same(r.Exprs, f.accept(p)) })
+			if i >= 0 && end == nil {
+				missing = slices.Delete(missing, i, i+1)
+				continue
+			}
+			if err := c.DelRule(r); err != nil {
+				return 0, err
+			}
+			changed++
+		} else if end == nil && returns(r) {
+			end = r
+		}
+	}
+	for _, p := range missing {
+		rule := &nftables.Rule{Table: chain.Table, Chain: chain, Exprs: f.accept(p), UserData: userdata.AppendString(nil, userdata.TypeComment, acceptComment+name)}
+		if end != nil {
+			rule.Position = end.Handle
+			c.InsertRule(rule)
+		} else {
+			c.AddRule(rule)
+		}
+		changed++
+	}
+	if changed == 0 {
+		return 0, nil
+	}
+	return changed, c.Flush()
+}
+
+// accept is -s PREFIX -d PREFIX -j ACCEPT.
+func (f family) accept(p netip.Prefix) []expr.Any {
+	mask := make([]byte, f.length)
+	for i := range p.Bits() {
+		mask[i/8] |= 0x80 >> (i % 8)
+	}
+	var out []expr.Any
+	for _, offset := range []uint32{f.source, f.source + f.length} {
+		out = append(out,
+			&expr.Payload{OperationType: expr.PayloadLoad, DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.length},
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: f.length, Mask: mask, Xor: make([]byte, f.length)},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Masked().Addr().AsSlice()},
+		)
+	}
+	return append(out, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept})
+}
+
+// same compares rules without what they have counted.
+func same(have, want []expr.Any) bool {
+	return slices.EqualFunc(have, want, func(a, b expr.Any) bool {
+		_, counts := a.(*expr.Counter)
+		if _, too := b.(*expr.Counter); counts && too {
+			return true
+		}
+		return reflect.DeepEqual(a, b)
+	})
+}
+
+// returns says whether a rule is -j RETURN for every packet, which Docker before 28 ends
+// the chain with.
+func returns(r *nftables.Rule) bool {
+	rest := slices.DeleteFunc(slices.Clone(r.Exprs), func(e expr.Any) bool { _, counts := e.(*expr.Counter); return counts })
+	if len(rest) != 1 {
+		return false
+	}
+	v, ok := rest[0].(*expr.Verdict)
+	return ok && v.Kind == expr.VerdictReturn
+}
+
+// nameOf returns the name of a rule that is ours. iptables-nft reads comments where nft
+// keeps them, and ours are there; it writes them as a match of xtables, which is what a
+// rule of ours becomes when somebody saves and restores the chain.
+func nameOf(r *nftables.Rule) (string, bool) {
+	comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+	for _, e := range r.Exprs {
+		if m, ok := e.(*expr.Match); ok && m.Name == "comment" {
+			if info, ok := m.Info.(*xt.Comment); ok {
+				comment = string(*info)
+			}
+		}
+	}
+	comment, _, _ = strings.Cut(comment, "\x00")
+	return strings.CutPrefix(comment, acceptComment)
+}
+
+// spec is what iptables -S prints of an accept, after the chain.
+func spec(name string, p netip.Prefix) string {
+	return fmt.Sprintf("-s %s -d %s -m comment --comment %q -j ACCEPT", p, p, acceptComment+name)
+}
