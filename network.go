@@ -217,6 +217,23 @@ func (p Pool) Router() netip.Addr {
 	return p.Prefix.Addr()
 }
 
+// Halves are two prefixes that make up an IPv6 pool, the one with the router last: a
+// container of a routed network has routes to them by the router, which it prefers to the
+// one to the pool itself, where nobody answers. Of an IPv4 pool there are none: a host
+// answers ARP for everybody.
+func (p Pool) Halves() []netip.Prefix {
+	bits := p.Prefix.Bits() + 1
+	if p.Prefix.Addr().Is4() || bits > 128 {
+		return nil
+	}
+	low := netip.PrefixFrom(p.Prefix.Addr(), bits)
+	high := netip.PrefixFrom(LastAddr(p.Prefix), bits).Masked()
+	if low.Contains(p.Router()) {
+		return []netip.Prefix{high, low}
+	}
+	return []netip.Prefix{low, high}
+}
+
 // BlockOf returns the block an address of the pool lies in.
 func (p Pool) BlockOf(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, p.Block).Masked() }
 

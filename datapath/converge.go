@@ -363,10 +363,7 @@ func (r *run) tables() error {
 		usable(p.Name)
 	}
 	res, err := r.a.rows.Apply(r.ctx, r.a.h, dev, fdb.Rows{FDB: r.want.FDB, Bridged: r.want.Bridged, Neigh: r.want.Neigh, Remote: r.want.Remote, Partial: r.want.Partial})
-	r.rep.Changes.rows(res.Changes)
-	if r.a.applied != nil {
-		r.rep.rows(res)
-	}
+	r.rep.Rows(res, r.a.applied != nil)
 	r.rep.Problems = append(r.rep.Problems, res.Problems...)
 	r.suspicious = r.suspicious || res.Stale
 	r.announce(res)

@@ -72,8 +72,13 @@ func (r *Report) Note(f Finding) {
 	}
 }
 
-// rows counts and notes what of the rows differed.
-func (r *Report) rows(res fdb.Result) {
+// Rows counts what was done to rows and, if drift says so, counts and notes what of them
+// differed from what was left.
+func (r *Report) Rows(res fdb.Result, drift bool) {
+	r.Changes.rows(res.Changes)
+	if !drift {
+		return
+	}
 	r.Drift.rows(res.Drift)
 	tables := map[fdb.Table]Kind{fdb.FDB: KindFDB, fdb.Bridged: KindBridged, fdb.Neigh: KindNeighbour}
 	for _, d := range res.Found {

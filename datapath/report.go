@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -37,6 +38,9 @@ type Report struct {
 	Found []Finding
 	// Resync is why the kernel was read back in full, "" if it was not.
 	Resync string
+	// Tunnelled are the VTEPs of hosts that a routed network reaches by its tunnel, since
+	// they are on no segment of this one. Sorted.
+	Tunnelled []netip.Addr
 	// Problems are for people: what is wrong that no Apply repairs, with the
 	// remedy.
 	Problems []string

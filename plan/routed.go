@@ -67,6 +67,8 @@ type Tunnel struct {
 type TunnelPeer struct {
 	VTEP netip.Addr
 	MAC  carrick.MAC
+	// Hops are the addresses by which it is a next hop on the tunnel.
+	Hops []netip.Addr
 }
 
 // TunnelName is the name of a network's tunnel: unique, and of 15 characters.
@@ -99,17 +101,29 @@ func RoutedSysctls(link string, six bool) []Sysctl {
 	if !six {
 		return out
 	}
-	seven := "net.ipv6.conf." + link + "."
+	conf6 := "net.ipv6.conf." + link + "."
 	return append(out,
 		// There is nobody else on a pair who could have the address, and until it is sure
 		// of that, for a second, the host answers nothing.
-		Sysctl{Name: seven + "accept_dad", Value: "0"},
+		Sysctl{Name: conf6 + "accept_dad", Value: "0"},
 		// A container's router advertisements are not for the host.
-		Sysctl{Name: seven + "accept_ra", Value: "0"},
-		Sysctl{Name: seven + "disable_ipv6", Value: "0"},
-		Sysctl{Name: seven + "proxy_ndp", Value: "1"},
+		Sysctl{Name: conf6 + "accept_ra", Value: "0"},
+		Sysctl{Name: conf6 + "disable_ipv6", Value: "0"},
+		Sysctl{Name: conf6 + "proxy_ndp", Value: "1"},
 		Sysctl{Name: "net.ipv6.neigh." + link + ".proxy_delay", Value: "0"},
 	)
+}
+
+// TunnelSysctls are the settings of the tunnel, sorted by name.
+func TunnelSysctls(link string, six bool) []Sysctl {
+	out := []Sysctl{{Name: "net.ipv4.conf." + link + ".forwarding", Value: "1"}}
+	if six {
+		// Nobody's router advertisements are for the host, and without IPv6 the device takes
+		// no neighbours of it.
+		conf6 := "net.ipv6.conf." + link + "."
+		out = append(out, Sysctl{Name: conf6 + "accept_ra", Value: "0"}, Sysctl{Name: conf6 + "disable_ipv6", Value: "0"})
+	}
+	return out
 }
 
 // routed plans a network whose hosts route.
@@ -144,7 +158,7 @@ func routed(n Network, v carrick.View, me carrick.HostID) Network {
 		}
 	}
 	if v.Network.Fallback == carrick.ModeVXLAN {
-		u.Tunnel = tunnel(v.Network, self, others)
+		u.Tunnel = tunnel(v.Network, self, others, len(u.Proxied) > 0)
 	}
 	for _, e := range local {
 		p := Pair{
@@ -193,13 +207,17 @@ func (u *Routed) way(n carrick.Network, h carrick.Host, a netip.Addr) (row Route
 	return row, fmt.Sprintf("its host is known by %s, and a route needs a next hop of the same family: start all agents with an IPv4 --advertise", h.VTEP)
 }
 
-func tunnel(n carrick.Network, self carrick.Host, others []other) *Tunnel {
+func tunnel(n carrick.Network, self carrick.Host, others []other, six bool) *Tunnel {
 	t := &Tunnel{
 		Name: TunnelName(n.ID), VNI: n.VNI, Port: n.Port, Local: self.VTEP,
 		MAC: carrick.MACFor(n.VNI, self.VTEP), MTU: max(self.Carries(), minMTU4),
 	}
 	for _, h := range others {
-		t.Peers = append(t.Peers, TunnelPeer{h.VTEP, carrick.MACFor(n.VNI, h.VTEP)})
+		p := TunnelPeer{VTEP: h.VTEP, MAC: carrick.MACFor(n.VNI, h.VTEP), Hops: []netip.Addr{h.VTEP}}
+		if six && h.VTEP.Is4() {
+			p.Hops = append(p.Hops, p.MAC.LinkLocal())
+		}
+		t.Peers = append(t.Peers, p)
 	}
 	slices.SortFunc(t.Peers, func(a, b TunnelPeer) int { return a.VTEP.Compare(b.VTEP) })
 	return t
@@ -212,10 +230,11 @@ func (u *Routed) text(id carrick.NetworkID, problems []string) string {
 		fmt.Fprintf(&b, "ip link add %s address %s mtu %d alias %s up type vxlan id %d dstport %d local %s nolearning\n", t.Name, t.MAC, t.MTU, TunnelAlias(id), t.VNI, t.Port, t.Local)
 		for _, p := range t.Peers {
 			fmt.Fprintf(&b, "bridge fdb replace %s dev %s dst %s self permanent\n", p.MAC, t.Name, p.VTEP)
-			for _, a := range p.Neighbours() {
+			for _, a := range p.Hops {
 				fmt.Fprintf(&b, "ip neigh replace %s lladdr %s dev %s nud permanent\n", a, p.MAC, t.Name)
 			}
 		}
+		writeSysctls(&b, TunnelSysctls(t.Name, len(u.Proxied) > 0))
 	}
 	for _, p := range u.Prefixes {
 		fmt.Fprintf(&b, "ip route replace unreachable %s metric %d proto carrick\n", p, UnreachableMetric)
@@ -226,9 +245,7 @@ func (u *Routed) text(id carrick.NetworkID, problems []string) string {
 		if p.Create {
 			fmt.Fprintf(&b, "ip link add %s mtu %d alias %s type veth peer name %s address %s mtu %d\n", p.Name, p.MTU, ChildAlias(id, p.Endpoint), p.Outer, p.MAC, p.MTU)
 		}
-		for _, s := range RoutedSysctls(p.Name, len(u.Proxied) > 0) {
-			fmt.Fprintf(&b, "sysctl -w %s=%s\n", s.Name, s.Value)
-		}
+		writeSysctls(&b, RoutedSysctls(p.Name, len(u.Proxied) > 0))
 		state := "up"
 		if p.Down {
 			state = "down"
@@ -254,8 +271,11 @@ func (u *Routed) text(id carrick.NetworkID, problems []string) string {
 	return b.String()
 }
 
-// Neighbours are the addresses by which a peer is a next hop on the tunnel.
-func (p TunnelPeer) Neighbours() []netip.Addr { return []netip.Addr{p.VTEP, p.MAC.LinkLocal()} }
+func writeSysctls(b *strings.Builder, list []Sysctl) {
+	for _, s := range list {
+		fmt.Fprintf(b, "sysctl -w %s=%s\n", s.Name, s.Value)
+	}
+}
 
 // UnreachableMetric is the metric of the routes that make a network's prefixes
 // unreachable: whoever has a better one of his own keeps it.

@@ -2,7 +2,6 @@ package nft_test
 
 import (
 	"net/netip"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -43,16 +42,7 @@ func TestAcceptsInDockersChain(t *testing.T) {
 			}
 			iptables := func(args string) string {
 				t.Helper()
-				script := strings.NewReplacer("ip6tables", "ip6tables-"+kind, "iptables", "iptables-"+kind).Replace(args)
-				var out []byte
-				err := netns.Do(ns, func() (err error) {
-					out, err = exec.CommandContext(t.Context(), "sh", "-c", script).CombinedOutput()
-					return err
-				})
-				if err != nil {
-					t.Fatalf("%s: %v: %s", script, err, out)
-				}
-				return string(out)
+				return nstest.Shell(t, ns, strings.NewReplacer("ip6tables", "ip6tables-"+kind, "iptables", "iptables-"+kind).Replace(args))
 			}
 			chain := func(program string) string {
 				t.Helper()

@@ -31,10 +31,13 @@ type AddBridge struct {
 //
 // Kernels before 6.14 look for the name in the sender's namespace, not in
 // Target, so Name should be one that nobody uses there; SetLink renames it.
+//
+// Without a Target it is made where the message is sent, as a port of nothing, and
+// answers nobody.
 type AddVXLAN struct {
 	Name   string
-	Target netns.Namespace
-	Master Ref // a bridge in Target
+	Target netns.Namespace // nil: the handle's namespace
+	Master Ref             // a bridge in Target; zero without one
 	MTU    int
 	VNI    carrick.VNI
 	Port   uint16
@@ -204,8 +207,12 @@ func (c AddBridge) Command(ns string) string {
 
 // Command is `ip link add NAME netns TARGET ... type vxlan ...`.
 func (c AddVXLAN) Command(ns string) string {
-	return fmt.Sprintf("%s link add %s netns %s mtu %d master %s type vxlan id %d dstport %d local %s nolearning proxy",
-		tool("ip", ns), c.Name, c.Target.Name(), c.MTU, c.Master.Name, c.VNI, c.Port, c.Local)
+	master, proxy := "", ""
+	if c.Target != nil {
+		master, proxy = " master "+c.Master.Name, " proxy"
+	}
+	return fmt.Sprintf("%s link add %s%s mtu %d%s type vxlan id %d dstport %d local %s nolearning%s",
+		tool("ip", ns), c.Name, in(c.Target), c.MTU, master, c.VNI, c.Port, c.Local, proxy)
 }
 
 // Command is `ip link add NAME netns TARGET ... type veth peer OUTER ...`.

@@ -143,9 +143,13 @@ func (e *encoder) addVXLAN(c AddVXLAN, seq uint32) {
 	e.begin(unix.RTM_NEWLINK, create, seq)
 	e.ifinfo(unix.AF_UNSPEC, 0, 0, 0)
 	e.attrString(unix.IFLA_IFNAME, c.Name)
-	e.attrU32(unix.IFLA_NET_NS_FD, uint32(c.Target.FD()))
+	if c.Target != nil {
+		e.attrU32(unix.IFLA_NET_NS_FD, uint32(c.Target.FD()))
+	}
 	e.attrU32(unix.IFLA_MTU, uint32(c.MTU))
-	e.attrU32(unix.IFLA_MASTER, uint32(c.Master.Index))
+	if c.Master.Index != 0 {
+		e.attrU32(unix.IFLA_MASTER, uint32(c.Master.Index))
+	}
 	e.kind(KindVXLAN, func() {
 		e.attrU32(unix.IFLA_VXLAN_ID, uint32(c.VNI))
 		e.attr(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, c.Port))
@@ -155,7 +159,9 @@ func (e *encoder) addVXLAN(c AddVXLAN, seq uint32) {
 			e.addr(unix.IFLA_VXLAN_LOCAL6, c.Local)
 		}
 		e.attrU8(unix.IFLA_VXLAN_LEARNING, 0) // the kernel's default is on
-		e.attrU8(unix.IFLA_VXLAN_PROXY, 1)
+		if c.Target != nil {
+			e.attrU8(unix.IFLA_VXLAN_PROXY, 1)
+		}
 	})
 }
 

@@ -32,6 +32,20 @@ func Try(ns netns.Namespace, line string) (string, error) {
 	return string(out), err
 }
 
+// Shell is Run for a line of sh, with its quotes.
+func Shell(t testing.TB, ns netns.Namespace, script string) string {
+	t.Helper()
+	var out []byte
+	err := netns.Do(ns, func() (err error) {
+		out, err = exec.Command("sh", "-ec", script).CombinedOutput()
+		return err
+	})
+	if err != nil {
+		t.Fatalf("in %s: %s: %v\n%s", ns.Name(), script, err, out)
+	}
+	return string(out)
+}
+
 // Batch runs lines that begin with ip by one process, in which each is far cheaper,
 // up to the first that fails; that fails the test.
 func Batch(t testing.TB, ns netns.Namespace, lines ...string) {

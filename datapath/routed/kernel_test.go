@@ -1,0 +1,265 @@
+package routed_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/carrick-net/carrick"
+	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/datapath/routed"
+	"github.com/carrick-net/carrick/internal/nstest"
+)
+
+// Containers of two hosts and of one reach each other over both families, without an
+// address of theirs on any host, although the hosts forward nothing else.
+func TestContainersReachEachOther(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dual(), 2, true) // IPv6 VTEPs: IPv4 cannot be routed by them
+	w.view.Network.Pools = w.view.Network.Pools[1:]
+	a, b, far := w.run(0, 2), w.run(0, 3), w.run(1, 4)
+	w.all()
+	w.reach(a, b, far)
+
+	w = newWorld(t, dual(), 2, false)
+	w.view.Network.Pools = w.view.Network.Pools[:1]
+	a, b, far = w.run(0, 2), w.run(0, 3), w.run(1, 4)
+	w.all()
+	w.reach(a, b, far)
+	if got, want := w.routes(0), "10.42.0.2 dev "+endpoint(2).HostName()+"\n10.42.0.3 dev "+endpoint(3).HostName()+"\n10.42.0.4 via 192.0.2.2 dev eth0\nunreachable 10.42.0.0/16"; got != want {
+		t.Errorf("routes\n%s\nnot\n%s", got, want)
+	}
+	if n := w.accepts(0); n != 1 {
+		t.Errorf("%d rules", n)
+	}
+}
+
+// What a family lacks a next hop for is said, and the other one works.
+func TestBothFamiliesOverHostsOfOne(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dual(), 2, false)
+	a, b := w.run(0, 2), w.run(1, 4)
+	w.all()
+	if rep := w.audit(0); len(rep.Problems) != 1 || !strings.Contains(rep.Problems[0], "fd00:42::4") || !strings.Contains(rep.Problems[0], "routed_fallback=vxlan") {
+		t.Errorf("problems %q", rep.Problems)
+	}
+	if err := nstest.TryExchange(a.NS, netip.AddrPortFrom(b.Addrs[0], 7), 100, patience); err != nil {
+		t.Error(err)
+	}
+	// With the tunnel both work.
+	w = newWorld(t, dual(), 2, false)
+	w.view.Network.Fallback = carrick.ModeVXLAN
+	a, b = w.run(0, 2), w.run(1, 4)
+	w.all()
+	w.reach(a, b)
+	if rep := w.audit(0); len(rep.Problems) != 0 || rep.Changes.Total() != 0 || len(rep.Tunnelled) != 0 {
+		t.Errorf("an audit: problems %q, changes %v, by the tunnel %v", rep.Problems, rep.Changes, rep.Tunnelled)
+	}
+	if got := w.routes(0); !strings.Contains(got, "10.42.0.4 via 192.0.2.2 dev eth0\n") || !strings.Contains(got, "fd00:42::4 via fe80::") {
+		t.Errorf("routes\n%s", got)
+	}
+}
+
+// A host beyond a router: without a fallback it is told of and the rest is reached, with
+// one it is reached by the tunnel, and once it is on the segment directly again.
+func TestAHostBeyondARouter(t *testing.T) {
+	t.Parallel()
+	for _, fallback := range []carrick.Mode{"", carrick.ModeVXLAN} {
+		t.Run("fallback "+string(fallback), func(t *testing.T) {
+			t.Parallel()
+			conf := dual()
+			conf.Pools, conf.Fallback = conf.Pools[:1], fallback
+			w := newWorld(t, conf, 3, false)
+			// h2 routes between h1 and h3, who do not see each other.
+			for _, i := range []int{0, 2} {
+				h := w.hosts[i]
+				nstest.Batch(t, h.NS,
+					"ip addr del "+h.VTEP.String()+"/24 dev eth0", "ip addr add "+h.VTEP.String()+"/32 dev eth0",
+					"ip route add 192.0.2.2/32 dev eth0", "ip route add 192.0.2.0/24 via 192.0.2.2")
+			}
+			nstest.Run(t, w.hosts[1].NS, "iptables-nft -I FORWARD -s 192.0.2.0/24 -d 192.0.2.0/24 -j ACCEPT")
+			a, b, c := w.run(0, 2), w.run(1, 3), w.run(2, 4)
+			w.all()
+			w.reach(a, b)
+			w.reach(b, c)
+			rep := w.audit(0)
+			if fallback == "" {
+				w.misses(a, c)
+				if len(rep.Problems) != 1 || !strings.Contains(rep.Problems[0], "host 192.0.2.3") || !strings.Contains(rep.Problems[0], "segment") {
+					t.Errorf("problems %q", rep.Problems)
+				}
+				return
+			}
+			w.reach(a, b, c)
+			if len(rep.Tunnelled) != 1 || rep.Tunnelled[0] != w.hosts[2].VTEP || rep.Changes.Total() != 0 || len(rep.Problems) != 0 {
+				t.Errorf("by the tunnel %v, changes %v, problems %q", rep.Tunnelled, rep.Changes, rep.Problems)
+			}
+			for _, i := range []int{0, 2} {
+				h := w.hosts[i]
+				nstest.Batch(t, h.NS, "ip addr add "+h.VTEP.String()+"/24 dev eth0", "ip route del 192.0.2.0/24 via 192.0.2.2")
+				if rep := w.audit(i); len(rep.Tunnelled) != 0 {
+					t.Errorf("h%d reaches %v by the tunnel", i+1, rep.Tunnelled)
+				}
+			}
+			w.reach(a, b, c)
+			if got := w.routes(0); !strings.Contains(got, "10.42.0.4 via 192.0.2.3 dev eth0\n") {
+				t.Errorf("routes\n%s", got)
+			}
+			// The last container takes the tunnel with it.
+			w.hosts[0].Remove("c2")
+			w.gone(0, 2)
+			w.mustApply(0)
+			if left := w.ours(0); len(left) != 0 {
+				t.Errorf("left are %v", left)
+			}
+		})
+	}
+}
+
+// An agent that ends and starts anew finds everything, changes nothing, and takes away
+// what is of endpoints that are no more, and what a crash left half made.
+func TestARestartAdopts(t *testing.T) {
+	t.Parallel()
+	conf := dual()
+	conf.Fallback = carrick.ModeVXLAN
+	w := newWorld(t, conf, 2, false)
+	a, b := w.run(0, 2), w.run(1, 4)
+	w.all()
+	w.add(0, 3) // its container is about to start
+	w.mustApply(0)
+	w.add(0, 5) // and this one's start fails
+	w.mustApply(0)
+	w.gone(0, 5)
+	nstest.Run(t, w.hosts[0].NS, "ip link add "+endpoint(6).HostName()+" type veth peer name "+endpoint(6).OuterName())
+	w.restart(0)
+	rep := w.mustApply(0)
+	want := datapath.Counts{Links: 1, Routes: 2}
+	if rep.Changes != want || rep.Drift.Total() != 0 || len(rep.Problems) != 0 {
+		t.Errorf("after a restart: changes %v, drift %v, problems %q", rep.Changes, rep.Drift, rep.Problems)
+	}
+	wanted := routed.Wanted{
+		Known: prefixes(conf), Prefixes: prefixes(conf), Networks: map[carrick.NetworkID]bool{network: true},
+		Pairs: map[string]bool{endpoint(2).HostName(): true, endpoint(3).HostName(): true},
+	}
+	if err := w.on[0].Collect(t.Context(), func() routed.Wanted { return wanted }); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{5, 6} {
+		if links := nstest.Links(t, w.hosts[0].NS); links[endpoint(n).HostName()] || links[endpoint(n).OuterName()] {
+			t.Errorf("what is of endpoint %d is still there: %v", n, w.ours(0))
+		}
+	}
+	c := w.take(0, 3)
+	w.view.Joined[endpoint(3)] = true
+	w.all()
+	w.reach(a, b, c)
+	if rep := w.audit(0); rep.Changes.Total() != 0 || rep.Drift.Total() != 0 {
+		t.Errorf("an audit changed %v, drift %v", rep.Changes, rep.Drift)
+	}
+	held, err := w.on[0].Inspect(t.Context(), network)
+	if err != nil || len(held) != 2 || held[endpoint(2)] != (routed.Held{Up: true}) {
+		t.Errorf("inspect: %v, %v", held, err)
+	}
+	// What a partial view does not know is left alone.
+	w.add(0, 7)
+	w.mustApply(0)
+	w.gone(0, 7)
+	w.view.Partial = true
+	w.audit(0)
+	if !nstest.Links(t, w.hosts[0].NS)[endpoint(7).HostName()] {
+		t.Error("a pair was removed because of a view that is not whole")
+	}
+	w.view.Partial = false
+	w.audit(0)
+	if nstest.Links(t, w.hosts[0].NS)[endpoint(7).HostName()] {
+		t.Error("a pair of no endpoint stays")
+	}
+}
+
+func prefixes(n carrick.Network) (out []netip.Prefix) {
+	for _, p := range n.Pools {
+		out = append(out, p.Prefix)
+	}
+	return out
+}
+
+// The last container ends: nothing of the network is left, and a crash in between makes no
+// difference: what the next start finds goes as well.
+func TestTheEndOfANetwork(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dual(), 2, false)
+	ns := w.hosts[0].NS
+	w.run(0, 2)
+	w.run(1, 4)
+	w.all()
+	nstest.Run(t, ns, "ip route add 10.99.0.1/32 via 192.0.2.2 proto 67") // another network's
+	nstest.Run(t, ns, "ip route add 10.42.9.0/24 via 192.0.2.2")          // a user's
+	w.hosts[0].Remove("c2")
+	w.gone(0, 2)
+	w.mustApply(0)
+	if got := w.routes(0); got != "10.99.0.1 via 192.0.2.2 dev eth0" || w.accepts(0) != 0 || len(w.ours(0)) != 0 {
+		t.Errorf("left are routes %q, %d rules, links %v", got, w.accepts(0), w.ours(0))
+	}
+	if out := nstest.Run(t, ns, "ip route show 10.42.9.0/24"); out == "" {
+		t.Error("a user's route is gone")
+	}
+	// The agent dies after the container's end took the pair, before anything else.
+	w.run(0, 3)
+	w.mustApply(0)
+	w.hosts[0].Remove("c3")
+	w.gone(0, 3)
+	w.restart(0)
+	none := func() routed.Wanted { return routed.Wanted{Known: prefixes(w.view.Network)} }
+	if list, err := w.on[0].List(t.Context()); err != nil || len(list) != 1 || list[0] != network {
+		t.Errorf("found networks %v, %v", list, err)
+	}
+	if err := w.on[0].Collect(t.Context(), none); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.routes(0); got != "10.99.0.1 via 192.0.2.2 dev eth0" || w.accepts(0) != 0 || len(w.ours(0)) != 0 {
+		t.Errorf("left are routes %q, %d rules, links %v", got, w.accepts(0), w.ours(0))
+	}
+}
+
+// Whoever must not be heard is not, as long as that is so; and a container that would be
+// one does not start.
+func TestFenced(t *testing.T) {
+	t.Parallel()
+	conf := dual()
+	conf.Pools = conf.Pools[:1]
+	w := newWorld(t, conf, 2, false)
+	a, b := w.run(0, 2), w.run(1, 4)
+	w.all()
+	w.view.Fenced[endpoint(2)] = true
+	w.all()
+	w.misses(a, b)
+	w.misses(b, a)
+	nstest.Run(t, w.hosts[0].NS, "ip link set "+endpoint(2).HostName()+" up")
+	if rep := w.audit(0); rep.Drift.Links != 1 {
+		t.Errorf("drift %v", rep.Drift)
+	}
+	w.misses(a, b)
+	delete(w.view.Fenced, endpoint(2))
+	w.all()
+	w.reach(a, b)
+	w.add(0, 3)
+	w.view.Fenced[endpoint(3)] = true
+	if rep, err := w.apply(0); err != nil || rep.Endpoints[endpoint(3)] == nil || !strings.Contains(rep.Endpoints[endpoint(3)].Error(), "cut off") {
+		t.Errorf("a fenced container: %v, %v", rep.Endpoints, err)
+	}
+	w.reach(a, b)
+}
+
+// A container speaks with its own addresses only.
+func TestNobodySpeaksForOthers(t *testing.T) {
+	t.Parallel()
+	conf := dual()
+	conf.Pools = conf.Pools[:1]
+	w := newWorld(t, conf, 2, false)
+	a, b := w.run(0, 2), w.run(1, 4)
+	w.all()
+	nstest.Batch(t, a.NS, "ip addr add 10.42.0.77/16 dev eth0", "ip route replace 10.42.0.4/32 dev eth0 src 10.42.0.77")
+	w.misses(a, b)
+	nstest.Run(t, a.NS, "ip route del 10.42.0.4/32")
+	w.reach(a, b)
+}
