@@ -20,6 +20,10 @@ const (
 // [Network].Parent) rather than on a bridge of Carrick's.
 func (m Mode) Underlay() bool { return m == ModeMacvlan || m == ModeIPvlan }
 
+// Bridged says whether a mode's containers are on a bridge of Carrick's, in a namespace of
+// its own.
+func (m Mode) Bridged() bool { return m == ModeVXLAN }
+
 // MacvlanModes lists what macvlan_mode may be, as Docker's macvlan driver spells it, the
 // default first.
 func MacvlanModes() []string { return []string{"bridge", "private", "vepa", "passthru"} }

@@ -24,6 +24,7 @@ import (
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster/journal"
 	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/datapath/routed"
 	"github.com/carrick-net/carrick/datapath/underlay"
 	"github.com/carrick-net/carrick/plan"
 )
@@ -49,14 +50,16 @@ type Ways interface {
 }
 
 // Config is what a Reconciler needs. All fields but the durations, Underlay and
-// Name, Ways and Observe are required.
+// Name, Routed, Ways and Observe are required.
 type Config struct {
 	Facts   Facts
 	Overlay *datapath.Overlay
 	// Underlay has the networks that stand on devices of the host; nil: there are none.
 	Underlay *underlay.Host
 	Name     string // this host's, as networks on its devices call it
-	Log      *slog.Logger
+	// Routed has the networks whose hosts route; nil: there are none.
+	Routed *routed.Host
+	Log    *slog.Logger
 	// Ways says how large a packet the ways to other hosts carry; nil: not known.
 	Ways Ways
 	// Observe is told of every pass, and of what was found of the host itself, which
@@ -81,8 +84,9 @@ type Reconciler struct {
 	workers map[carrick.NetworkID]*worker // guarded by mu
 	// found are networks that were in the kernel when Run began; guarded by mu.
 	found map[carrick.NetworkID]bool
-	// onDevices are those of them that stand on devices of the host; guarded by mu.
-	onDevices map[carrick.NetworkID]bool
+	// elsewhere says where those of them are that have no namespace of their own; guarded
+	// by mu.
+	elsewhere map[carrick.NetworkID]place
 	// problems are about the host rather than a network; guarded by mu.
 	problems []string
 	// hostDrift is of the host's own settings; guarded by mu.
@@ -97,7 +101,7 @@ func New(cfg Config) *Reconciler {
 	if cfg.Linger == 0 {
 		cfg.Linger = time.Minute
 	}
-	return &Reconciler{cfg: cfg, stopped: make(chan struct{}), workers: map[carrick.NetworkID]*worker{}, found: map[carrick.NetworkID]bool{}, onDevices: map[carrick.NetworkID]bool{}}
+	return &Reconciler{cfg: cfg, stopped: make(chan struct{}), workers: map[carrick.NetworkID]*worker{}, found: map[carrick.NetworkID]bool{}, elsewhere: map[carrick.NetworkID]place{}}
 }
 
 func (r *Reconciler) String() string { return "reconcile" }
@@ -113,11 +117,12 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list the networks in the kernel: %w", err)
 	}
-	var devices []carrick.NetworkID
-	if r.cfg.Underlay != nil {
-		if devices, err = r.cfg.Underlay.List(ctx); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("list the networks on the host's devices: %w", err)
-		}
+	elsewhere, err := r.listElsewhere(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		return err
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	r.mu.Lock()
@@ -125,8 +130,11 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	for _, e := range existing {
 		r.found[e.ID] = true
 	}
-	for _, id := range devices {
-		r.onDevices[id] = true
+	maps.Copy(r.elsewhere, elsewhere)
+	for id, at := range elsewhere {
+		if at == inHost {
+			r.found[id] = true
+		}
 	}
 	for id, w := range r.workers {
 		r.start(id, w)
@@ -148,6 +156,32 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	return err
 }
 
+// listElsewhere lists the networks in the kernel that have no namespace of their own.
+func (r *Reconciler) listElsewhere(ctx context.Context) (map[carrick.NetworkID]place, error) {
+	out := map[carrick.NetworkID]place{}
+	if r.cfg.Routed != nil {
+		ids, err := r.cfg.Routed.List(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("list the routed networks in the kernel: %w", err)
+		}
+		for _, id := range ids {
+			out[id] = inHost
+		}
+	}
+	if r.cfg.Underlay != nil {
+		ids, err := r.cfg.Underlay.List(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("list the networks on the host's devices: %w", err)
+		}
+		for _, id := range ids {
+			if _, routed := out[id]; !routed {
+				out[id] = onDevices
+			}
+		}
+	}
+	return out, nil
+}
+
 // sweep has a pass made over every network that is in the kernel and has no
 // worker: its plan, made of the journal at that moment, is that nothing exists.
 // It waits until the host is registered, because one that lost its memory is
@@ -162,13 +196,17 @@ func (r *Reconciler) sweep(ctx context.Context) error {
 	jr := r.cfg.Facts.Journal()
 	r.mu.Lock()
 	found := slices.Sorted(maps.Keys(r.found))
-	devices := slices.Sorted(maps.Keys(r.onDevices))
+	var devices []carrick.NetworkID
+	for id, at := range r.elsewhere {
+		if at == onDevices {
+			devices = append(devices, id)
+		}
+	}
 	r.mu.Unlock()
 	// Nobody runs in a device that is in the host's namespace.
 	for _, id := range devices {
 		r.Changed(id)
 	}
-	r.collect(ctx)
 	strangers := jr.Strangers()
 	if !jr.Registered() {
 		strangers = found
@@ -178,9 +216,10 @@ func (r *Reconciler) sweep(ctx context.Context) error {
 		return err
 	}
 	if len(strangers) > 0 {
-		r.note(fmt.Sprintf("%d networks in the kernel are older than the state directory and left alone: restart their containers, then remove what remains (ip netns del %s...)",
+		r.note(fmt.Sprintf("%d networks in the kernel are older than the state directory and left alone: restart their containers, then remove what remains (ip netns del %s...; of a routed one, links whose alias names it)",
 			len(strangers), plan.Namespace(strangers[0])))
 	}
+	r.collect(ctx)
 	for _, id := range found {
 		if !slices.Contains(strangers, id) {
 			r.Changed(id)
@@ -270,8 +309,10 @@ type NetworkState struct {
 	Problems  []string
 	Drift     datapath.Counts // repaired since the agent started
 	Recent    []Drift         // the last of it, oldest first
-	Read      time.Time       // when the kernel was last read in full; zero: not yet
-	ReadTook  time.Duration   // that pass
+	// Tunnelled are the VTEPs of hosts that a routed network reaches by its tunnel. Sorted.
+	Tunnelled []netip.Addr
+	Read      time.Time     // when the kernel was last read in full; zero: not yet
+	ReadTook  time.Duration // that pass
 }
 
 // Networks returns the state of every network with a worker, sorted by id.

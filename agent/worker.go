@@ -12,7 +12,6 @@ import (
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster/journal"
 	"github.com/carrick-net/carrick/datapath"
-	"github.com/carrick-net/carrick/datapath/underlay"
 	"github.com/carrick-net/carrick/plan"
 )
 
@@ -130,7 +129,7 @@ func (w *worker) pass(ctx context.Context, applier applier) (present, ok bool) {
 	}
 	if did.Err == nil {
 		w.r.forgetFound(w.id)
-		if _, shared := applier.(*underlay.Applier); shared && !want.Present {
+		if placeOf(applier) != inOverlay && !want.Present {
 			w.r.collect(ctx)
 		}
 	}
@@ -201,7 +200,7 @@ func (w *worker) record(want plan.Network, did Audit) {
 	}
 	w.state = NetworkState{
 		ID: w.id, Plan: want, At: now, Err: err,
-		Endpoints: report.Endpoints, Problems: report.Problems,
+		Endpoints: report.Endpoints, Problems: report.Problems, Tunnelled: report.Tunnelled,
 		Drift: drift, Recent: recent(w.state.Recent, report, now), Read: read, ReadTook: took,
 	}
 }
@@ -255,5 +254,5 @@ func (r *Reconciler) forgetFound(id carrick.NetworkID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.found, id)
-	delete(r.onDevices, id)
+	delete(r.elsewhere, id)
 }

@@ -44,7 +44,7 @@ func (r *run) kernel(id carrick.HostID, h Host) {
 				r.at(Wrong, KernelRule, nid, id, e.ID.Short(), nextAudit, "its port is down")
 			}
 		}
-		if r.Store != nil && !n.Conf.Mode.Underlay() { // elsewhere the segment knows
+		if r.Store != nil && n.Conf.Mode.Bridged() { // elsewhere the segment or the host's routes know
 			r.rows(nid, id, h, n, kn)
 		}
 	}

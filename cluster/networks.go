@@ -44,6 +44,8 @@ type Want struct {
 	MacvlanMode string
 	IPvlanMode  string
 	IPvlanFlag  string
+	// Fallback is as in carrick.Network; "" is not said.
+	Fallback carrick.Mode
 }
 
 // createTries bounds the races a create may lose against other hosts.
@@ -136,7 +138,7 @@ func (c *Cluster) buildCreate(ctx context.Context, t *kvstore.Txn, w Want, num u
 	if err != nil {
 		return carrick.Network{}, false, err
 	}
-	if n.MTU == 0 && !n.Mode.Underlay() {
+	if n.MTU == 0 && n.Mode.Bridged() {
 		if n.MTU, err = c.fittingMTU(ctx, n.Pools); err != nil {
 			return carrick.Network{}, false, err
 		}
@@ -326,6 +328,13 @@ func (w Want) Configuration() (carrick.Network, error) {
 		}
 		return n, nil
 	}
+	if n.Mode == carrick.ModeRouted {
+		n.Flood, n.Fallback = false, w.Fallback
+		if n.Fallback != "" && n.Port == 0 {
+			n.Port = carrick.DefaultPort
+		}
+		return n, nil
+	}
 	if n.Port == 0 {
 		n.Port = carrick.DefaultPort
 	}
@@ -341,12 +350,17 @@ func (w Want) Configuration() (carrick.Network, error) {
 
 // suits refuses options that a mode has no meaning for, and one that it needs.
 func (w Want) suits(mode carrick.Mode) error {
+	encapsulated := []carrick.Mode{carrick.ModeVXLAN}
+	if w.Fallback != "" {
+		encapsulated = append(encapsulated, carrick.ModeRouted)
+	}
 	for _, o := range []struct {
 		name, value string
 		modes       []carrick.Mode
 	}{
-		{"vni", said(w.VNI), []carrick.Mode{carrick.ModeVXLAN}},
-		{"port", said(w.Port), []carrick.Mode{carrick.ModeVXLAN}},
+		{"vni", said(w.VNI), encapsulated},
+		{"port", said(w.Port), encapsulated},
+		{"routed_fallback", string(w.Fallback), []carrick.Mode{carrick.ModeRouted}},
 		{"flood", switchSaid(w.Flood), []carrick.Mode{carrick.ModeVXLAN}},
 		{"mcast_snooping", switchSaid(w.Snoop), []carrick.Mode{carrick.ModeVXLAN}},
 		{"storm", said(w.Storm), []carrick.Mode{carrick.ModeVXLAN}},
@@ -422,6 +436,7 @@ func (w Want) agrees(n carrick.Network) error {
 	}
 	for _, o := range []struct{ option, want, have string }{
 		{"parent", w.Parent, n.Parent}, {"macvlan_mode", w.MacvlanMode, n.Submode}, {"ipvlan_mode", w.IPvlanMode, n.Submode}, {"ipvlan_flag", w.IPvlanFlag, n.Flag},
+		{"routed_fallback", string(w.Fallback), string(n.Fallback)},
 	} {
 		if o.want != "" && o.want != o.have {
 			differ(o.option, o.want, cmp.Or(o.have, "not set"))

@@ -60,7 +60,14 @@ type Devices interface {
 	CheckParent(ctx context.Context, n carrick.Network, p carrick.Parent) error
 }
 
-// Config is what a Driver needs; all fields but Own, Names and Devices are required.
+// Routing knows whether this host can route a network.
+type Routing interface {
+	// CheckRouted says why it cannot, nil if it can.
+	CheckRouted(ctx context.Context, n carrick.Network) error
+}
+
+// Config is what a Driver needs; all fields but Own, Names, Devices and Routing are
+// required.
 type Config struct {
 	Cluster  *cluster.Cluster
 	Pools    Reservations
@@ -74,6 +81,8 @@ type Config struct {
 	Names Names
 	// Devices is asked before a network stands on one; nil: none can.
 	Devices Devices
+	// Routing is asked before a network is routed; nil: none is.
+	Routing Routing
 }
 
 // Limits of waiting inside a call.
@@ -137,12 +146,15 @@ func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkReq
 	}
 	var found carrick.Network
 	var exists bool
-	if w.Mode.Underlay() || w.Mode == "" && w.MTU != 0 { // else it makes no difference
+	if w.Mode.Underlay() || w.Mode == carrick.ModeRouted || w.Mode == "" && w.MTU != 0 { // else it makes no difference
 		if found, exists, err = d.cfg.Cluster.Find(ctx, w.Tenant, w.Pools[0].Prefix); err != nil {
 			return err
 		}
 	}
-	if !w.Mode.Underlay() && !found.Mode.Underlay() {
+	if w.Mode == "" && exists {
+		w.Mode = found.Mode
+	}
+	if !w.Mode.Underlay() {
 		if err := d.checkMTU(w, data); err != nil {
 			return err
 		}
@@ -161,9 +173,23 @@ func (d *Driver) CreateNetwork(ctx context.Context, r dockerapi.CreateNetworkReq
 			return err
 		}
 	}
+	if !exists && w.Mode == carrick.ModeRouted {
+		conf, err := w.Configuration()
+		if err != nil {
+			return err
+		}
+		if err := d.checkRouted(ctx, conf); err != nil {
+			return err
+		}
+	}
 	n, joined, err := d.cfg.Cluster.CreateNetwork(ctx, w)
 	if err != nil {
 		return err
+	}
+	if joined && n.Mode == carrick.ModeRouted {
+		if err := d.checkRouted(ctx, n); err != nil {
+			return errors.Join(err, d.cfg.Cluster.DropAlias(ctx, r.ID))
+		}
 	}
 	if joined && n.Mode.Underlay() {
 		if err := d.checkParent(ctx, n); err != nil {
@@ -209,14 +235,17 @@ func poolsOf(r dockerapi.CreateNetworkRequest) ([]dockerapi.PoolData, error) {
 // too small for it: the kernel takes it off them, and containers would fail to start
 // in words that do not say why.
 func (d *Driver) checkMTU(w cluster.Want, data []dockerapi.PoolData) error {
-	if most := d.cfg.Cluster.SelfHost().Carries(); w.MTU > most {
-		return fmt.Errorf("-o mtu=%d: this host's network device carries %d bytes of a container's packet (its own %d without what VXLAN adds): give that or less, leave the option out, or use a device with a larger MTU (--advertise)", w.MTU, most, d.cfg.Cluster.SelfHost().MTU)
+	self := d.cfg.Cluster.SelfHost()
+	if w.Mode == carrick.ModeRouted && w.MTU > self.MTU {
+		return fmt.Errorf("-o mtu=%d: this host's network device carries %d: give that or less, leave the option out, or use a device with a larger MTU (--advertise)", w.MTU, self.MTU)
+	}
+	if most := self.Carries(); w.Mode != carrick.ModeRouted && w.MTU > most {
+		return fmt.Errorf("-o mtu=%d: this host's network device carries %d bytes of a container's packet (its own %d without what VXLAN adds): give that or less, leave the option out, or use a device with a larger MTU (--advertise)", w.MTU, most, self.MTU)
 	}
 	if !slices.ContainsFunc(data, func(p dockerapi.PoolData) bool { return p.Pool.Addr().Is6() }) {
 		return nil
 	}
-	self := d.cfg.Cluster.SelfHost()
-	mtu := plan.MTU(carrick.Network{MTU: w.MTU}, self)
+	mtu := plan.MTU(carrick.Network{Mode: w.Mode, MTU: w.MTU}, self)
 	switch {
 	case mtu >= carrick.MinMTU6:
 		return nil
@@ -372,8 +401,11 @@ func (d *Driver) Join(ctx context.Context, r dockerapi.JoinRequest) (dockerapi.J
 		// A host may have joined an internal network without saying --internal.
 		DisableGatewayService: n.Internal,
 	}
-	if n.Mode.Underlay() {
+	switch {
+	case n.Mode.Underlay():
 		d.wayOut(n, r.Endpoint, &resp)
+	case n.Mode == carrick.ModeRouted:
+		d.wayToOthers(n, r.Endpoint, &resp)
 	}
 	return resp, nil
 }

@@ -131,13 +131,18 @@ func decodeOption(name, v string, w *cluster.Want) error {
 		w.IPvlanMode, err = oneOf(v, carrick.IPvlanModes())
 	case "ipvlan_flag":
 		w.IPvlanFlag, err = oneOf(v, carrick.IPvlanFlags())
+	case "routed_fallback":
+		if v != string(carrick.ModeVXLAN) {
+			return fmt.Errorf("want vxlan, or leave it out")
+		}
+		w.Fallback = carrick.ModeVXLAN
 	case "gateway":
 		return fmt.Errorf("not supported by this version of carrick")
 	default:
 		if slices.Contains(engineOptions, name) {
 			return nil
 		}
-		return fmt.Errorf("unknown option: carrick knows %s", strings.Join([]string{"mode", "vni", "port", "mtu", "flood", "mcast_snooping", "storm", "parent", "macvlan_mode", "ipvlan_mode", "ipvlan_flag", "carrick.network", dockerMTU, dockerVXLAN}, ", "))
+		return fmt.Errorf("unknown option: carrick knows %s", strings.Join([]string{"mode", "vni", "port", "mtu", "flood", "mcast_snooping", "storm", "parent", "macvlan_mode", "ipvlan_mode", "ipvlan_flag", "routed_fallback", "carrick.network", dockerMTU, dockerVXLAN}, ", "))
 	}
 	return err
 }
@@ -160,10 +165,8 @@ func oneOf(v string, values []string) (string, error) {
 
 func decodeMode(v string) (carrick.Mode, error) {
 	switch m := carrick.Mode(v); m {
-	case carrick.ModeVXLAN, carrick.ModeMacvlan, carrick.ModeIPvlan:
+	case carrick.ModeVXLAN, carrick.ModeMacvlan, carrick.ModeIPvlan, carrick.ModeRouted:
 		return m, nil
-	case "routed":
-		return "", fmt.Errorf("not supported by this version of carrick: use vxlan, macvlan or ipvlan")
 	}
-	return "", fmt.Errorf("unknown mode: want vxlan, macvlan or ipvlan")
+	return "", fmt.Errorf("unknown mode: want vxlan, routed, macvlan or ipvlan")
 }

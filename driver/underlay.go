@@ -71,8 +71,12 @@ func (d *Driver) checkRoutes(n carrick.Network) error {
 		}
 		for _, p := range n.Pools {
 			if slices.ContainsFunc(o.Pools, func(x carrick.Pool) bool { return x.Prefix.Overlaps(p.Prefix) }) {
-				return fmt.Errorf("-o ipvlan_mode=%s: subnet %s: hosts hold routes to such a network's containers, and this one has them for network %s (%s) of tenant %s: choose another subnet, or mode l2",
-					n.Submode, p.Prefix, o.Label(), o.Subnets(), o.Tenant)
+				what, instead := "mode=routed", "another mode"
+				if n.Mode == carrick.ModeIPvlan {
+					what, instead = "ipvlan_mode="+n.Submode, "mode l2"
+				}
+				return fmt.Errorf("-o %s: subnet %s: hosts hold routes to such a network's containers, and this one has them for network %s (%s) of tenant %s: choose another subnet, or %s",
+					what, p.Prefix, o.Label(), o.Subnets(), o.Tenant, instead)
 			}
 		}
 	}

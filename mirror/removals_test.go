@@ -7,6 +7,7 @@ import (
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/check"
+	"github.com/carrick-net/carrick/cluster"
 	"github.com/carrick-net/carrick/internal/sim"
 )
 
@@ -152,7 +153,13 @@ func looked(t *testing.T, hosts []*sim.Host) {
 	t.Helper()
 	for i := range 2 {
 		name := fmt.Sprintf("looked%d", i)
-		hosts[0].MustCreate(name, sim.Create{Subnet: fmt.Sprintf("10.99.%d.0/24", i)})
+		sim.Eventually(t, name+" is created", func() bool {
+			_, err := hosts[0].NetworkCreate(name, sim.Create{Subnet: fmt.Sprintf("10.99.%d.0/24", i)})
+			if err != nil && !strings.Contains(err.Error(), cluster.ErrRecovering.Error()) {
+				t.Fatal(err)
+			}
+			return err == nil
+		})
 		everywhere(t, hosts, name, "")
 		if err := hosts[0].NetworkRm(name); err != nil {
 			t.Fatal(err)

@@ -103,13 +103,15 @@ type Network struct {
 	Port   uint16            `json:"port"`
 	MTU    int               `json:"mtu"` // on this host; 0: its parent's
 	// Of modes that stand on a device of each host.
-	Parent   string `json:"parent,omitempty"`
-	Submode  string `json:"submode,omitempty"` // macvlan_mode or ipvlan_mode
-	Flag     string `json:"flag,omitempty"`    // ipvlan_flag
-	Internal bool   `json:"internal"`
-	Flood    bool   `json:"flood"`
-	Snoop    bool   `json:"mcast_snooping"`
-	Storm    int    `json:"storm"` // broadcast and multicast frames a second of each container; 0 = no bound
+	Parent  string `json:"parent,omitempty"`
+	Submode string `json:"submode,omitempty"` // macvlan_mode or ipvlan_mode
+	Flag    string `json:"flag,omitempty"`    // ipvlan_flag
+	// Fallback is what reaches the hosts that a routed network has no route to; "" nothing.
+	Fallback carrick.Mode `json:"routed_fallback,omitempty"`
+	Internal bool         `json:"internal"`
+	Flood    bool         `json:"flood"`
+	Snoop    bool         `json:"mcast_snooping"`
+	Storm    int          `json:"storm"` // broadcast and multicast frames a second of each container; 0 = no bound
 	// Subnet, Range, Gateway and Aux are of the first pool, IPv4 if there is one.
 	Subnet  netip.Prefix          `json:"subnet"`
 	Range   netip.Prefix          `json:"range,omitzero"`
@@ -121,11 +123,14 @@ type Network struct {
 	// did not let it go. "": neither.
 	Fate string `json:"fate,omitempty"`
 	// The rest is filled by inspect only.
-	Aliases   []Alias    `json:"aliases,omitempty"`
-	Blocks    []Block    `json:"blocks,omitempty"`
-	Endpoints []Endpoint `json:"endpoints,omitempty"`
-	Drift     int        `json:"drift,omitempty"`
-	Problems  []string   `json:"problems,omitempty"`
+	// Ways is how this host reaches the others of a routed network, if it has a container
+	// in it, by their names.
+	Ways      map[string]carrick.Mode `json:"ways,omitempty"`
+	Aliases   []Alias                 `json:"aliases,omitempty"`
+	Blocks    []Block                 `json:"blocks,omitempty"`
+	Endpoints []Endpoint              `json:"endpoints,omitempty"`
+	Drift     int                     `json:"drift,omitempty"`
+	Problems  []string                `json:"problems,omitempty"`
 }
 
 // NetworkWanted is what a new network should be, as docker network create has it.

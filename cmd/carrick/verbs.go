@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"runtime"
@@ -157,9 +158,12 @@ func printNetwork(w io.Writer, n status.Network) error {
 		}
 		pairs = append(pairs, [][2]string{{"subnet", p.Prefix.String()}, {"ip-range", ipRange}, {"gateway", gateway}, {"aux-address", strings.Join(aux, " ")}}...)
 	}
-	if n.Mode.Underlay() {
+	switch {
+	case n.Mode.Underlay():
 		pairs = append(pairs, underlayPairs(n)...)
-	} else {
+	case n.Mode == carricknet.ModeRouted:
+		pairs = append(pairs, routedPairs(n)...)
+	default:
 		pairs = append(pairs, [][2]string{
 			{"mode", string(n.Mode)}, {"VNI", strconv.FormatUint(uint64(n.VNI), 10)}, {"port", strconv.Itoa(int(n.Port))},
 			{"MTU", fmt.Sprintf("%d on this host", n.MTU)}, {"internal", mark(n.Internal)}, {"flood", mark(n.Flood)}, {"mcast_snooping", mark(n.Snoop)}, {"storm", storm(n.Storm)},
@@ -186,6 +190,15 @@ func printNetwork(w io.Writer, n status.Network) error {
 	}
 	section("Docker networks:", []string{"HOST", "ID", "NAME"}, rows)
 	rows = nil
+	for _, host := range slices.Sorted(maps.Keys(n.Ways)) {
+		way := "route"
+		if n.Ways[host] == carricknet.ModeVXLAN {
+			way = "vxlan: it is on no segment of this host"
+		}
+		rows = append(rows, []string{host, way})
+	}
+	section("Ways from this host:", []string{"HOST", "BY"}, rows)
+	rows = nil
 	for _, b := range n.Blocks {
 		rows = append(rows, []string{b.Prefix.String(), b.Host})
 	}
@@ -195,6 +208,15 @@ func printNetwork(w io.Writer, n status.Network) error {
 		_, err = fmt.Fprintf(w, "\nNeeds attention:\n  %s\n", strings.Join(n.Problems, "\n  "))
 	}
 	return err
+}
+
+// routedPairs describes a network whose hosts route.
+func routedPairs(n status.Network) [][2]string {
+	out := [][2]string{{"mode", string(n.Mode)}}
+	if n.Fallback != "" {
+		out = append(out, [][2]string{{"routed_fallback", string(n.Fallback)}, {"VNI", vniText(n)}, {"port", strconv.Itoa(int(n.Port))}}...)
+	}
+	return append(out, [][2]string{{"MTU", fmt.Sprintf("%d on this host", n.MTU)}, {"internal", mark(n.Internal)}}...)
 }
 
 // underlayPairs describes a network that stands on a device of each host.

@@ -258,25 +258,16 @@ func (r *run) converge() error {
 	return err
 }
 
-// forwards tells of a host that is set not to forward. Engines set it to, unless they are
-// told otherwise, and of IPv6 many do not; it is the host's own setting, with consequences
-// beyond this network.
+// forwards tells of a host that is set not to forward.
 func (r *run) forwards() error {
-	names := map[bool]string{true: "net.ipv4.ip_forward", false: "net.ipv6.conf.all.forwarding"}
-	is, err := r.a.o.h.Sysctls(r.ctx, names[true], names[false])
+	is, err := r.a.o.h.Sysctls(r.ctx, forwarding(true), forwarding(false))
 	if err != nil {
 		return err
 	}
 	for _, p := range r.u.Prefixes {
 		four := p.Addr().Is4()
-		switch v, known := is[names[four]]; {
-		case known && v != "0":
-		case four:
-			r.longer("this host does not forward IPv4, so its containers reach nobody: sysctl -w %s=1", names[four])
-		case !known:
-			r.longer("this host's kernel has no IPv6, so its containers reach nobody over it: start it without ipv6.disable=1")
-		default:
-			r.longer("this host does not forward IPv6, so its containers reach nobody over it: sysctl -w %s=1 (on a device that gets its routes from router advertisements set net.ipv6.conf.DEVICE.accept_ra=2 first, or it loses them)", names[four])
+		if why := notForwarding(is, four); why != "" {
+			r.longer("%v, so its containers reach nobody over %s: %s", ErrNotForwarding, carrick.FamilyOf(p.Addr()), why)
 		}
 	}
 	return nil

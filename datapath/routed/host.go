@@ -177,6 +177,8 @@ type Wanted struct {
 	Known, Prefixes []netip.Prefix
 	Pairs           map[string]bool // names of the hosts' ends
 	Networks        map[carrick.NetworkID]bool
+	// Foreign are networks that are not this agent's to touch, whatever they have.
+	Foreign map[carrick.NetworkID]bool
 }
 
 // Collect removes what a crash left: routes into prefixes of networks without an endpoint
@@ -197,6 +199,7 @@ func (o *Host) Collect(ctx context.Context, wanted func() Wanted) error {
 		_, ep, named := plan.ParseChildAlias(l.Alias)
 		var stray bool
 		switch {
+		case ours && w.Foreign[id]:
 		case ours && named:
 			stray = !w.Pairs[ep.HostName()]
 		case ours:

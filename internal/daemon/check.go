@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"strings"
 	"time"
@@ -193,7 +194,30 @@ func (s *source) kernelFacts(ctx context.Context) (*check.Kernel, error) {
 		}
 		out.Networks[e.ID] = n
 	}
-	return out, s.deviceFacts(ctx, out.Networks)
+	return out, errors.Join(s.deviceFacts(ctx, out.Networks), s.routedFacts(ctx, out.Networks))
+}
+
+// routedFacts adds what the kernel holds of routed networks.
+func (s *source) routedFacts(ctx context.Context, out map[carrick.NetworkID]check.KernelNetwork) error {
+	if s.routed == nil {
+		return nil
+	}
+	found, err := s.routed.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range found {
+		held, err := s.routed.Inspect(ctx, id)
+		if err != nil {
+			return err
+		}
+		n := check.KernelNetwork{Ports: map[carrick.EndpointID]check.Port{}}
+		for ep, d := range held {
+			n.Ports[ep] = check.Port{Up: d.Up}
+		}
+		out[id] = n
+	}
+	return nil
 }
 
 // deviceFacts adds what the kernel holds of networks that stand on devices of the host.

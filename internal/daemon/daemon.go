@@ -17,6 +17,7 @@ import (
 	"github.com/carrick-net/carrick/cluster/snapshot"
 	"github.com/carrick-net/carrick/datapath"
 	"github.com/carrick-net/carrick/datapath/announce"
+	"github.com/carrick-net/carrick/datapath/routed"
 	"github.com/carrick-net/carrick/datapath/underlay"
 	"github.com/carrick-net/carrick/dns"
 	"github.com/carrick-net/carrick/dockerapi"
@@ -69,6 +70,14 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer closeWith(devices.Close)
+	routes, err := routed.Open(ctx, routed.Config{
+		Kernel: nl.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Accepts: nft.User{},
+		Joined: func(ep carrick.EndpointID) bool { e, err := jr.Endpoint(ep); return err != nil || e.Joined }, Log: log.With("part", "datapath"),
+	})
+	if err != nil {
+		return err
+	}
+	defer closeWith(routes.Close)
 	store, err := openStore(cfg, log.With("part", "store"))
 	if err != nil {
 		return err
@@ -120,10 +129,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 			r.ChangedAll()
 		}
 	})
-	src := &source{cfg: cfg, under: ways, cluster: cl, overlay: overlay, devices: devices, witness: witness{overlay, devices, jr}, started: time.Now(), wait: wait}
+	src := &source{cfg: cfg, under: ways, cluster: cl, overlay: overlay, devices: devices, routed: routes, witness: witness{overlay, devices, routes, jr}, started: time.Now(), wait: wait}
 	metrics := status.NewMetrics(cfg.Version, src.gauges())
 	src.rec = agent.New(agent.Config{
-		Facts: cl, Overlay: overlay, Underlay: devices, Name: cfg.Node, Ways: ways, Log: log.With("part", "agent"), Audit: cfg.Audit,
+		Facts: cl, Overlay: overlay, Underlay: devices, Name: cfg.Node, Routed: routes, Ways: ways, Log: log.With("part", "agent"), Audit: cfg.Audit,
 		Observe: func(a agent.Audit) {
 			metrics.Pass(kinds(a.Changes), kinds(a.Drift), a.Err)
 			if a.Resync != "" {
@@ -174,7 +183,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		Segment: segment{devices, cfg.Node},
 	})
 	networks := driver.New(driver.Config{
-		Cluster: cl, Pools: addresses, Realizer: src.rec, Log: log.With("part", "driver"), Own: own, Names: names.Load(), Devices: devices,
+		Cluster: cl, Pools: addresses, Realizer: src.rec, Log: log.With("part", "driver"), Own: own, Names: names.Load(), Devices: devices, Routing: routes,
 	})
 	server, err := dockerapi.NewServer(dockerapi.Config{
 		Network: networks, IPAM: addresses, Log: log.With("part", "dockerapi"), Observe: metrics.Call,

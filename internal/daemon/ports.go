@@ -6,6 +6,7 @@ import (
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/agent"
+	"github.com/carrick-net/carrick/plan"
 	"github.com/carrick-net/carrick/probe"
 )
 
@@ -25,14 +26,23 @@ func portsOf(networks []agent.NetworkState, hosts []carrick.Host, device string)
 	mtus := map[uint16]map[netip.Addr]int{}
 	for _, n := range networks {
 		v := n.Plan.VXLAN
-		if !n.Plan.Present || n.Plan.Underlay != nil {
+		switch {
+		case !n.Plan.Present || n.Plan.Underlay != nil:
 			continue
+		case n.Plan.Routed != nil && len(n.Tunnelled) == 0:
+			continue
+		case n.Plan.Routed != nil:
+			t := n.Plan.Routed.Tunnel
+			v = plan.VXLAN{Port: t.Port, Local: t.Local, MTU: t.MTU}
 		}
 		if ports[v.Port] == nil {
 			ports[v.Port] = &probe.Port{Port: v.Port, Local: v.Local, Device: device}
 			mtus[v.Port] = map[netip.Addr]int{}
 		}
 		most := mtus[v.Port]
+		for _, vtep := range n.Tunnelled {
+			most[vtep] = max(most[vtep], v.MTU)
+		}
 		for _, r := range n.Plan.Remote {
 			most[r.VTEP] = max(most[r.VTEP], v.MTU)
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/carrick-net/carrick/agent"
 	"github.com/carrick-net/carrick/cluster"
 	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/datapath/routed"
 	"github.com/carrick-net/carrick/datapath/underlay"
 	"github.com/carrick-net/carrick/dns"
 	"github.com/carrick-net/carrick/mirror"
@@ -33,6 +34,7 @@ type source struct {
 	witness  mirror.Witness
 	prober   *probe.Prober  // nil: no probes
 	engine   engine         // nil without --docker
+	routed   *routed.Host   // nil: no network is routed
 	mirror   *mirror.Mirror // nil without --docker
 	answers  *dns.Service   // nil: names are not answered
 	detector *detector      // nil: agents do not gossip
@@ -89,10 +91,16 @@ func (s *source) network(n carrick.Network) status.Network {
 	out := status.Network{
 		ID: n.ID, Name: n.Name, Tenant: n.Tenant, Mode: n.Mode, VNI: n.VNI, Port: n.Port, MTU: plan.MTU(n, s.cluster.SelfHost()),
 		Internal: n.Internal, Flood: n.Flood, Snoop: n.Snoop, Storm: n.StormRate(), Subnet: p.Prefix, Range: p.Range, Gateway: p.Gateway, Aux: p.Aux,
-		Pools: n.Pools, Parent: n.Parent, Submode: n.Submode, Flag: n.Flag,
+		Pools: n.Pools, Parent: n.Parent, Submode: n.Submode, Flag: n.Flag, Fallback: n.Fallback,
 	}
-	if n.Mode.Underlay() {
+	switch {
+	case n.Mode.Underlay():
 		out.VNI, out.Port, out.Storm, out.MTU = 0, 0, 0, n.MTU
+	case n.Mode == carrick.ModeRouted:
+		out.Storm = 0
+		if n.Fallback == "" {
+			out.VNI, out.Port = 0, 0
+		}
 	}
 	if rec, err := s.cluster.Journal().Network(n.ID); err == nil && len(rec.Aliases) > 0 {
 		out.Here = true
@@ -137,9 +145,32 @@ func (s *source) Network(ctx context.Context, ref string) (status.Network, error
 		if st.ID == n.ID {
 			n.Drift = st.Drift.Total()
 			n.Problems = append(n.Problems, problems(st)...)
+			n.Ways = s.ways(st)
 		}
 	}
 	return n, nil
+}
+
+// ways is how this host reaches the others of a routed network.
+func (s *source) ways(st agent.NetworkState) map[string]carrick.Mode {
+	if st.Plan.Routed == nil {
+		return nil
+	}
+	hosts, _ := s.cluster.Hosts()
+	names := map[netip.Addr]string{}
+	for _, h := range hosts {
+		names[h.VTEP] = h.Name
+	}
+	out := map[string]carrick.Mode{}
+	for _, r := range st.Plan.Routed.Routes {
+		if !r.Tunnelled {
+			out[cmp.Or(names[r.Via], r.Via.String())] = carrick.ModeRouted
+		}
+	}
+	for _, vtep := range st.Tunnelled {
+		out[cmp.Or(names[vtep], vtep.String())] = carrick.ModeVXLAN
+	}
+	return out
 }
 
 // find resolves what a user calls a network.

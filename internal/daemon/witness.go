@@ -6,6 +6,7 @@ import (
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/cluster/journal"
 	"github.com/carrick-net/carrick/datapath"
+	"github.com/carrick-net/carrick/datapath/routed"
 	"github.com/carrick-net/carrick/datapath/underlay"
 )
 
@@ -13,6 +14,7 @@ import (
 type witness struct {
 	overlay *datapath.Overlay
 	devices *underlay.Host // nil: no network stands on devices of the host
+	routed  *routed.Host   // nil: no network is routed
 	journal *journal.Journal
 }
 
@@ -29,6 +31,13 @@ func (w witness) InUse(ctx context.Context, network carrick.NetworkID, ep carric
 				return false, nil
 			}
 			held, err := w.devices.Inspect(ctx, network, map[carrick.EndpointID]string{ep: e.Sandbox})
+			d, there := held[ep]
+			return there && !d.Home, err
+		}
+	}
+	if w.routed != nil {
+		if rec, err := w.journal.Network(network); err == nil && rec.Conf.Mode == carrick.ModeRouted {
+			held, err := w.routed.Inspect(ctx, network)
 			d, there := held[ep]
 			return there && !d.Home, err
 		}

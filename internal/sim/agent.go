@@ -156,7 +156,7 @@ func (h *Host) launch(name string, vtep netip.Addr) (*agent, error) {
 	if h.opts.Everywhere {
 		dcfg.Own = m.Removing
 	}
-	dcfg.Devices = h.opts.Devices
+	dcfg.Devices, dcfg.Routing = h.opts.Devices, h.opts.Routing
 	a.driver = driver.New(dcfg)
 	h.mu.Lock()
 	h.agent, h.Cluster, h.IPAM, h.Driver = a, a.cluster, a.ipam, a.driver

@@ -216,6 +216,11 @@ func (a *agent) kernel() *check.Kernel {
 				kn.Ports[c.Endpoint] = check.Port{Up: !c.Down}
 			}
 		}
+		if p.Routed != nil {
+			for _, pair := range p.Routed.Pairs {
+				kn.Ports[pair.Endpoint] = check.Port{Up: !pair.Down}
+			}
+		}
 		for _, port := range p.Ports {
 			kn.Ports[port.Endpoint] = check.Port{Up: !v.Fenced[port.Endpoint]}
 		}

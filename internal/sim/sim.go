@@ -45,6 +45,8 @@ type Options struct {
 	Everywhere bool
 	// Devices is what networks can stand on; nil: there is nothing.
 	Devices driver.Devices
+	// Routing is asked before a network is routed; nil: none is.
+	Routing driver.Routing
 	// Segment is asked before an address is given out; nil: nobody is.
 	Segment ipam.Segment
 	// Rest and Grace are the cluster's; 0: its defaults.
