@@ -151,7 +151,7 @@ func (o *Host) List(ctx context.Context) ([]carrick.NetworkID, error) {
 	}
 	found := map[carrick.NetworkID]bool{}
 	for _, l := range links {
-		if id, _, ok := plan.ParseChildAlias(l.Alias); ok {
+		if id, _, ok := plan.ParseChildAlias(l.Alias); ok && l.Kind != nl.KindVeth {
 			found[id] = true
 		}
 	}
@@ -188,6 +188,9 @@ func (o *Host) Collect(ctx context.Context, wanted func() Wanted) error {
 	}
 	var changes []nl.Change
 	for _, l := range links {
+		if l.Kind == nl.KindVeth { // of a routed network
+			continue
+		}
 		_, ep, named := plan.ParseChildAlias(l.Alias)
 		stray := l.Alias == "" && ours(l) && !w.Children[l.Name] || named && !w.Children[ep.OuterName()]
 		unused := l.Kind == nl.KindVLAN && l.Alias == plan.VLANAlias && o.known.Parents[l.Name] && !w.Parents[l.Name] && !w.AllParents

@@ -465,3 +465,22 @@ func TestRoutes(t *testing.T) {
 		t.Error("somebody else's route is gone")
 	}
 }
+
+// The end of a pair of a routed network has an alias of the same form, and is nobody's
+// here.
+func TestAPairOfARoutedNetworkIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	w := undertest.New(t, undertest.Macvlan("bridge"), 1)
+	ns := w.Hosts[0].NS
+	nstest.Run(t, ns, "ip link add cr1 type veth peer name ck1")
+	nstest.Run(t, ns, "ip link set cr1 alias "+plan.ChildAlias(undertest.Network, undertest.Endpoint(9)))
+	if list, err := w.On[0].List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("networks %v, %v", list, err)
+	}
+	if err := w.On[0].Collect(t.Context(), func() underlay.Wanted { return underlay.Wanted{} }); err != nil {
+		t.Fatal(err)
+	}
+	if !nstest.Links(t, ns)["cr1"] {
+		t.Error("it was collected")
+	}
+}

@@ -1,0 +1,175 @@
+package scenarios
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/carrick-net/carrick/integration/lab"
+)
+
+// createRouted makes a network whose hosts route.
+func createRouted(t testing.TB, s scenario, name, subnet string, extra ...string) {
+	t.Helper()
+	create(t, s.Hosts(), name, subnet, append([]string{"-o", "mode=routed"}, extra...)...)
+}
+
+// A routed network on three hosts: one create, one address space, one set of names, no
+// encapsulation, and Docker's own rules let it pass. Agents that die are not noticed, what
+// somebody changes is put right, and nothing is left of it in the end.
+func TestRouted(t *testing.T) {
+	s := begin(t)
+	ctx := t.Context()
+	createRouted(t, s, "net", "10.42.0.0/16")
+	var boxes []box
+	seen := map[string]string{}
+	for _, h := range s.Hosts() {
+		for i := range 2 {
+			b := start(t, h, "net", fmt.Sprintf("%s-%d", h.Name(), i))
+			if other, taken := seen[b.ip]; taken {
+				t.Errorf("%s has %s, as has %s", b.name, b.ip, other)
+			}
+			seen[b.ip] = b.name
+			boxes = append(boxes, b)
+		}
+	}
+	for _, a := range boxes {
+		for _, b := range boxes {
+			if a != b {
+				a.reaches(t, b)
+			}
+		}
+		a.resolves(t, boxes[0].name, boxes[0].ip)
+		if mtu := a.host.MustInContainer(t, a.name, "cat", "/sys/class/net/eth0/mtu"); mtu != "1500" {
+			t.Errorf("%s has MTU %s, its host 1500", a.name, mtu)
+		}
+	}
+	for _, h := range s.Hosts() {
+		healthy(t, h)
+		out, err := h.Carrick(ctx, "network", "inspect", "net")
+		if err != nil || !strings.Contains(out, "routed") || strings.Count(out, " route\n") != 2 {
+			t.Errorf("%s: network inspect says %v: %s", h.Name(), err, out)
+		}
+	}
+
+	// Somebody at work on a host: the audit finds it, and it is as before.
+	a, far := boxes[0], boxes[5]
+	s.h1.MustExec(t, "ip", "route", "del", far.ip)
+	s.h1.MustExec(t, "iptables", "-D", "DOCKER-USER", "1")
+	a.misses(t, far)
+	if out := exits(t, s.h1, 1, "doctor", "--audit", "net"); !strings.Contains(out, far.ip) || !strings.Contains(out, "DOCKER-USER") {
+		t.Errorf("the doctor says\n%s", out)
+	}
+	a.reaches(t, far)
+	exits(t, s.h1, 0, "doctor", "--audit", "net")
+
+	// Agents die under traffic, and adopt what they find.
+	flows := []traffic{flow(t, s.h1, "net", "flow1", "tcp", far), flow(t, s.h2, "net", "flow2", "udp", far)}
+	if err := onEach(s.Hosts(), func(h *lab.Host) error { return errors.Join(h.KillAgent(ctx), h.RestartAgent(ctx)) }); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range s.Hosts() {
+		healthy(t, h)
+		if out := exits(t, h, 0, "doctor", "--audit"); !strings.Contains(out, "all is as planned") {
+			t.Errorf("%s: %s", h.Name(), out)
+		}
+	}
+	for _, f := range flows {
+		f.intact(t)
+	}
+
+	// A container that ends while no agent is there leaves nothing.
+	if err := s.h1.KillAgent(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.h1.MustDocker(t, "kill", a.name)
+	if err := s.h1.RestartAgent(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.Check(t)
+	s.h1.MustDocker(t, "start", a.name)
+	a.ip = address(t, s.h1, "net", a.name)
+	a.reaches(t, far)
+
+	for _, b := range boxes {
+		b.host.MustDocker(t, "rm", "-f", b.name)
+	}
+	for _, f := range []string{"flow1", "flow2"} {
+		for _, h := range s.Hosts()[:2] {
+			_, _ = h.Docker(ctx, "rm", "-f", f)
+		}
+	}
+	for _, h := range s.Hosts() {
+		lab.Eventually(t, soon, h.Name()+" to hold nothing of the network", func() error { return holdsNoRoutes(ctx, h) })
+	}
+}
+
+// holdsNoRoutes says what a host still has of routed networks.
+func holdsNoRoutes(ctx context.Context, h *lab.Host) error {
+	routes, err := h.Exec(ctx, "ip", "route", "show", "proto", "67")
+	if err != nil {
+		return err
+	}
+	rules, err := h.Exec(ctx, "iptables", "-S", "DOCKER-USER")
+	if err != nil {
+		return err
+	}
+	links, err := h.Exec(ctx, "ls", "/sys/class/net")
+	if err != nil {
+		return err
+	}
+	ours := func(link string) bool { return strings.HasPrefix(link, "ck") || strings.HasPrefix(link, "cr") }
+	if routes != "" || strings.Contains(rules, "carrick") || slices.ContainsFunc(strings.Fields(links), ours) {
+		return fmt.Errorf("routes %q, rules %q, links %q", routes, rules, links)
+	}
+	return nil
+}
+
+// Both families, over hosts that know each other by IPv4: IPv6 goes by the tunnel.
+func TestRoutedBothFamilies(t *testing.T) {
+	s := begin(t)
+	for _, h := range s.Hosts() {
+		h.MustExec(t, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+	}
+	createRouted(t, s, "net", dual4, "--ipv6", "--subnet", dual6, "-o", "routed_fallback=vxlan")
+	var boxes []box6
+	for _, h := range s.Hosts() {
+		boxes = append(boxes, start6(t, h, "net", "on-"+h.Name()), start6(t, h, "net", "two-on-"+h.Name()))
+	}
+	allPairs(t, boxes)
+	for _, h := range s.Hosts() {
+		healthy(t, h)
+		exits(t, h, 0, "doctor", "--audit", "net")
+	}
+}
+
+// A host that cannot route a network says so, and the others have theirs.
+func TestHostsThatCannotRoute(t *testing.T) {
+	s := begin(t)
+	ctx := t.Context()
+	before := s.MustInventory(t)
+	_, err := s.h1.Docker(ctx, createArgs("bad", "10.42.0.0/16", "-o", "mode=routed", "-o", "parent=eth0")...)
+	refused(t, err, "parent=eth0", "routed", "mode=macvlan")
+	s.unchanged(t, before)
+	under := strings.Fields(s.h1.MustExec(t, "ip", "-o", "-4", "route", "show", "dev", "eth0", "scope", "link"))[0]
+	_, err = s.h1.Docker(ctx, createArgs("bad", under, "-o", "mode=routed")...)
+	refused(t, err, under, "eth0", "choose a --subnet")
+	s.unchanged(t, before)
+
+	s.h2.MustExec(t, "sysctl", "-qw", "net.ipv4.ip_forward=0")
+	t.Cleanup(func() { _, _ = s.h2.Exec(context.WithoutCancel(ctx), "sysctl", "-qw", "net.ipv4.ip_forward=1") })
+	s.h1.MustDocker(t, createArgs("net", "10.42.0.0/16", "-o", "mode=routed")...)
+	appears(t, []*lab.Host{s.h1, s.h3}, "net", time.Now())
+	lab.Eventually(t, soon, "h2 to say that it does not forward", func() error {
+		_, err := s.h2.Carrick(ctx, "status")
+		return says(err, "network net", "net.ipv4.ip_forward=1")
+	})
+	start(t, s.h1, "net", "one").reaches(t, start(t, s.h3, "net", "three"))
+	s.h2.MustExec(t, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	appears(t, []*lab.Host{s.h2}, "net", time.Now())
+	healthy(t, s.h2)
+}
