@@ -71,6 +71,12 @@ func peers(b *testing.B) (*lab.Lab, []path) {
 			b.Fatal(err)
 		}
 	}
+	for name, opts := range map[string][]string{"lan": {"10.46.0.0/16", "-o", "mode=macvlan", "-o", "parent=eth0"}, "routed": {"10.47.0.0/16", "-o", "mode=routed"}} {
+		args := append([]string{"-d", "carrick", "--ipam-driver", "carrick", "--internal", "--subnet"}, opts...)
+		if err := lab.CreateNetwork(b.Context(), l.Hosts(), name, args...); err != nil {
+			b.Fatal(err)
+		}
+	}
 	h1.MustDocker(b, "network", "create", "--internal", "inside")
 	h1.MustDocker(b, "network", "create", "outside")
 	// On a port of its own: two overlays of other flags cannot share one.
@@ -86,6 +92,8 @@ func peers(b *testing.B) (*lab.Lab, []path) {
 	return l, []path{
 		{"host to host", place{h1, "", h1.Addr()}, place{h2, "", h2.Addr()}},
 		{"Carrick, two hosts", client, resident(b, h2, "app", "server")},
+		{"Carrick, macvlan, two hosts", resident(b, h1, "lan", "lan1"), resident(b, h2, "lan", "lan2")},
+		{"Carrick, routed, two hosts", resident(b, h1, "routed", "routed1"), resident(b, h2, "routed", "routed2")},
 		{"swarm overlay, two hosts", resident(b, h1, "swarm", "swarm1"), resident(b, h2, "swarm", "swarm2")},
 		{"Carrick, one host", client, resident(b, h1, "app", "near")},
 		{"bridge, one host", resident(b, h1, "inside", "bridge1"), resident(b, h1, "inside", "bridge2")},

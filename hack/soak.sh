@@ -24,7 +24,7 @@ unset CARRICK_CHURN
 failed=
 CARRICK_CHURN=$churn go test -count=1 -timeout 0 -v -run '^TestChurn$' ./integration/soak || failed=1
 go test -count=1 -timeout 0 -v -run '^TestStoreOutage$' ./integration/scenarios || failed=1
-go test -count=1 -timeout 0 -v -run '^(TestNamesUnderChurn|TestFirstActIsAName|TestCompose.*|TestGarbageForQuestions|TestFiftyNetworksAtOnce|TestAMacvlanContainerEndsUnseen)$' ./integration/scenarios || failed=1
+go test -count=1 -timeout 0 -v -run '^(TestNamesUnderChurn|TestFirstActIsAName|TestCompose.*|TestGarbageForQuestions|TestFiftyNetworksAtOnce|TestAMacvlanContainerEndsUnseen|TestARoutedNetworkSurvives)$' ./integration/scenarios || failed=1
 go test -count=1 -timeout 0 -v -skip '^TestChurn$' ./integration/soak || failed=1
 go test -race -count=1 -timeout 0 -v ./internal/history || failed=1
 [[ -z $failed ]]

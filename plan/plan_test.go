@@ -156,6 +156,26 @@ func TestPlans(t *testing.T) {
 			v.Endpoints[h2][0].Addrs = v.Endpoints[h1][0].Addrs
 			v.Endpoints[h3][0].Addrs = v.Endpoints[h2][1].Addrs
 		},
+		"routed": func(v *carrick.View) {
+			v.Network.Mode = carrick.ModeRouted
+			v.Joined[v.Endpoints[h1][0].ID] = true
+		},
+		"routed-fenced": func(v *carrick.View) {
+			v.Network.Mode = carrick.ModeRouted
+			v.Fenced[v.Endpoints[h1][1].ID] = true
+			v.Endpoints[h3][0].Addrs = v.Endpoints[h1][1].Addrs // who has the address now is reached
+		},
+		// Hosts that know each other by IPv4: IPv6 goes by the tunnel.
+		"routed-dual-fallback": func(v *carrick.View) {
+			dualStack(v)
+			v.Network.Mode, v.Network.Fallback = carrick.ModeRouted, carrick.ModeVXLAN
+			delete(v.Endpoints, h3)
+		},
+		"routed-dual": func(v *carrick.View) {
+			dualStack(v)
+			v.Network.Mode, v.Network.MTU = carrick.ModeRouted, 9000
+			delete(v.Endpoints, h3)
+		},
 		"unknown-host": func(v *carrick.View) { delete(v.Hosts, h2) },
 		"other-family": func(v *carrick.View) {
 			h := v.Hosts[h2]

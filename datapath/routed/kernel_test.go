@@ -1,9 +1,12 @@
 package routed_test
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/datapath"
@@ -52,11 +55,25 @@ func TestBothFamiliesOverHostsOfOne(t *testing.T) {
 	a, b = w.run(0, 2), w.run(1, 4)
 	w.all()
 	w.reach(a, b)
+	// What fits the containers' devices and not the tunnel is not lost: the host says so.
+	told(t, a, b.Addrs[1])
 	if rep := w.audit(0); len(rep.Problems) != 0 || rep.Changes.Total() != 0 || len(rep.Tunnelled) != 0 {
 		t.Errorf("an audit: problems %q, changes %v, by the tunnel %v", rep.Problems, rep.Changes, rep.Tunnelled)
 	}
 	if got := w.routes(0); !strings.Contains(got, "10.42.0.4 via 192.0.2.2 dev eth0\n") || !strings.Contains(got, "fd00:42::4 via fe80::") {
 		t.Errorf("routes\n%s", got)
+	}
+}
+
+// told fails the test unless a packet of the tunnel's size passes, and the sender of one
+// of its own device's size learns that it does not.
+func told(t *testing.T, from *nstest.Container, to netip.Addr) {
+	t.Helper()
+	if err := nstest.TryExchange(from.NS, netip.AddrPortFrom(to, 7), 1450, patience); err != nil {
+		t.Errorf("a packet that fits the tunnel: %v", err)
+	}
+	if err := nstest.TryExchange(from.NS, netip.AddrPortFrom(to, 7), 1500, patience); !errors.Is(err, unix.EMSGSIZE) {
+		t.Errorf("a packet that does not: %v", err)
 	}
 }
 
@@ -91,6 +108,7 @@ func TestAHostBeyondARouter(t *testing.T) {
 				return
 			}
 			w.reach(a, b, c)
+			told(t, a, c.Addrs[0])
 			if len(rep.Tunnelled) != 1 || rep.Tunnelled[0] != w.hosts[2].VTEP || rep.Changes.Total() != 0 || len(rep.Problems) != 0 {
 				t.Errorf("by the tunnel %v, changes %v, problems %q", rep.Tunnelled, rep.Changes, rep.Problems)
 			}

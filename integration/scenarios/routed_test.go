@@ -82,19 +82,6 @@ func TestRouted(t *testing.T) {
 		f.intact(t)
 	}
 
-	// A container that ends while no agent is there leaves nothing.
-	if err := s.h1.KillAgent(ctx); err != nil {
-		t.Fatal(err)
-	}
-	s.h1.MustDocker(t, "kill", a.name)
-	if err := s.h1.RestartAgent(ctx); err != nil {
-		t.Fatal(err)
-	}
-	s.Check(t)
-	s.h1.MustDocker(t, "start", a.name)
-	a.ip = address(t, s.h1, "net", a.name)
-	a.reaches(t, far)
-
 	for _, b := range boxes {
 		b.host.MustDocker(t, "rm", "-f", b.name)
 	}
@@ -105,6 +92,36 @@ func TestRouted(t *testing.T) {
 	}
 	for _, h := range s.Hosts() {
 		lab.Eventually(t, soon, h.Name()+" to hold nothing of the network", func() error { return holdsNoRoutes(ctx, h) })
+	}
+}
+
+// A container ends while no agent is there to hear of it, and a host loses its power: what
+// was theirs goes, or comes back.
+func TestARoutedNetworkSurvives(t *testing.T) {
+	onlySoaked(t)
+	s := begin(t)
+	ctx := t.Context()
+	createRouted(t, s, "net", "10.42.0.0/16")
+	sink := start(t, s.h3, "net", "sink", "--restart", "always")
+	gone := start(t, s.h1, "net", "gone")
+	if err := s.h1.KillAgent(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.h1.MustDocker(t, "kill", gone.name)
+	if err := s.h1.RestartAgent(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.Check(t)
+	s.h1.MustDocker(t, "start", gone.name)
+	gone.ip = address(t, s.h1, "net", "gone")
+	gone.reaches(t, sink)
+	if err := errors.Join(s.h3.PowerCut(ctx), s.h3.Boot(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	comeBack(t, s.h3, "sink", start(t, s.h1, "net", "peer"))
+	s.Check(t)
+	if err := errors.Join(tidy(ctx, s.Lab), warmUp(ctx, s.Lab)); err != nil {
+		t.Fatal(err)
 	}
 }
 
