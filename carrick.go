@@ -105,7 +105,7 @@ type Mode string
 const (
 	// ModeVXLAN is the default: a bridge and a vxlan device per network.
 	ModeVXLAN Mode = "vxlan"
-	// ModeRouted: hosts route between containers, which are on no segment.
+	// ModeRouted is the one whose hosts route between containers, which are on no segment.
 	ModeRouted Mode = "routed"
 )
 
