@@ -9,7 +9,7 @@
 #
 #   hack/soak.sh [TIME]     30m unless given
 #
-# CARRICK_CHURN=N has that many starts; CARRICK_SEED=N repeats a run's choices.
+# CARRICK_CHURN=N has that many starts, and a quarter in each mode without encapsulation; CARRICK_SEED=N repeats a run's choices.
 
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -23,6 +23,9 @@ churn=${CARRICK_CHURN:-20000}
 unset CARRICK_CHURN
 failed=
 CARRICK_CHURN=$churn go test -count=1 -timeout 0 -v -run '^TestChurn$' ./integration/soak || failed=1
+for mode in routed macvlan; do
+    CARRICK_CHURN=$((churn / 4)) CARRICK_CHURN_MODE=$mode go test -count=1 -timeout 0 -v -run '^TestChurn$' ./integration/soak || failed=1
+done
 go test -count=1 -timeout 0 -v -run '^TestStoreOutage$' ./integration/scenarios || failed=1
 go test -count=1 -timeout 0 -v -run '^(TestNamesUnderChurn|TestFirstActIsAName|TestCompose.*|TestGarbageForQuestions|TestFiftyNetworksAtOnce|TestAMacvlanContainerEndsUnseen|TestARoutedNetworkSurvives)$' ./integration/scenarios || failed=1
 go test -count=1 -timeout 0 -v -skip '^TestChurn$' ./integration/soak || failed=1

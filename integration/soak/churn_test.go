@@ -1,9 +1,11 @@
 package soak
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -28,7 +30,8 @@ import (
 // At the end nothing is left over.
 //
 // CARRICK_CHURN=N says how many starts there are. A run of make soak has 20,000;
-// without it the day is short, and agents die more often.
+// without it the day is short, and agents die more often. CARRICK_CHURN_MODE=routed, or
+// macvlan, is the mode of the networks, vxlan without it.
 func TestChurn(t *testing.T) {
 	t.Parallel()
 	c := newChurn(t)
@@ -61,6 +64,13 @@ var subnets = map[string][]string{
 	tight: {"--subnet", "10.61.0.0/27"},
 }
 
+// modes are the options of networks of each mode.
+var modes = map[string][]string{
+	"vxlan":   nil,
+	"routed":  {"-o", "mode=routed"},
+	"macvlan": {"-o", "mode=macvlan", "-o", "parent=eth0"},
+}
+
 const (
 	workersPerHost = 3
 	slotsPerWorker = 4 // every second in the tight network
@@ -73,8 +83,9 @@ const (
 type churn struct {
 	*lab.Lab
 	seed       uint64
-	goal       int // starts, with agents being killed
-	pauseEvery int // starts
+	options    []string // of the networks, for their mode
+	goal       int      // starts, with agents being killed
+	pauseEvery int      // starts
 	killEvery  time.Duration
 	nextKill   time.Time
 	victim     int // of the next kill
@@ -132,6 +143,10 @@ func newChurn(t *testing.T) *churn {
 		}
 		c.goal, c.pauseEvery, c.killEvery = n, max(100, n/20), 20*time.Second
 	}
+	var known bool
+	if c.options, known = modes[cmp.Or(os.Getenv("CARRICK_CHURN_MODE"), "vxlan")]; !known {
+		t.Fatalf("CARRICK_CHURN_MODE=%q: want one of %v", os.Getenv("CARRICK_CHURN_MODE"), slices.Sorted(maps.Keys(modes)))
+	}
 	c.seed = newSeed(t)
 	c.rand = rand.New(rand.NewPCG(c.seed, 0))
 	// Often enough for the agents to compare what they remember with the kernel in
@@ -157,7 +172,7 @@ func (c *churn) makeNetworks(t *testing.T) {
 	for name, subnet := range subnets {
 		// An internal network has no second interface, whose rules cost the engine more
 		// than all the rest.
-		if err := lab.CreateNetwork(t.Context(), c.Hosts(), name, slices.Concat([]string{"-d", "carrick", "--ipam-driver", "carrick", "--internal"}, subnet)...); err != nil {
+		if err := lab.CreateNetwork(t.Context(), c.Hosts(), name, slices.Concat([]string{"-d", "carrick", "--ipam-driver", "carrick", "--internal"}, subnet, c.options)...); err != nil {
 			t.Fatal(err)
 		}
 	}
