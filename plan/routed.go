@@ -19,6 +19,9 @@ type Routed struct {
 	// of Carrick's, lead into Prefixes. What else is in Prefixes is unreachable.
 	Routes   []RouteRow // sorted
 	Prefixes []netip.Prefix
+	// Local is the host's own address among the hosts: routes to the others are by the
+	// device that has it.
+	Local netip.Addr
 	// Proxied are addresses for which the host answers its containers' neighbour
 	// solicitations, so that they can be next hops: one if the network has IPv6. ARP is
 	// answered for whatever the host has a route to.
@@ -129,7 +132,7 @@ func TunnelSysctls(link string, six bool) []Sysctl {
 // routed plans a network whose hosts route.
 func routed(n Network, v carrick.View, me carrick.HostID) Network {
 	self := v.Hosts[me]
-	u := &Routed{Prefixes: prefixes(v.Network)}
+	u := &Routed{Local: self.VTEP, Prefixes: prefixes(v.Network)}
 	n.Present, n.Partial, n.Routed = true, v.Partial, u
 	m := &maker{net: &n, addrs: map[netip.Addr]claim{}, macs: map[carrick.MAC]claim{}}
 	mtu := MTU(v.Network, self)

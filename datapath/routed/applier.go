@@ -27,7 +27,8 @@ type Applier struct {
 	// queue is below mu in the lock order. It guards reason and watched.
 	queue  sync.Mutex
 	reason string // of a resync; "" is none
-	// watched are the network's links by name, as they were last heard of.
+	// watched are the network's links, and the one that routes are by, by name, as they
+	// were last heard of.
 	watched map[string]state
 
 	mu sync.Mutex // held during Apply; guards the rest
@@ -44,6 +45,8 @@ type Applier struct {
 	far map[netip.Addr]bool
 	// again wakes the network while there are some; nil: there never were.
 	again *time.Timer
+	// device is what Local was found on, "" if it was not: with it go the routes.
+	device string
 	// accepted: the rules are as the last resync left them.
 	accepted bool
 	// lasting are the problems that the last resync found; they stay until the next.
@@ -63,6 +66,10 @@ type state struct {
 	up                 bool
 	alias              string
 	gone               bool
+}
+
+func stateOf(l nl.Link) state {
+	return state{index: l.Index, mtu: l.MTU, master: l.Master, up: l.Up, alias: l.Alias}
 }
 
 func newApplier(o *Host, id carrick.NetworkID) *Applier {
@@ -154,7 +161,8 @@ func (a *Applier) concerns(e nl.LinkEvent) bool {
 	if e.PortOnly || !watched {
 		return false
 	}
-	now := state{e.Link.Index, e.Link.MTU, e.Link.Master, e.Link.Up, e.Link.Alias, e.Gone}
+	now := stateOf(e.Link)
+	now.gone = e.Gone
 	if e.Gone && e.Link.Index != was.index {
 		return false // one of that name before
 	}
@@ -232,8 +240,13 @@ func (r *run) converge() error {
 		return err
 	}
 	if resync {
-		if err := r.forwards(); err != nil {
+		if err := errors.Join(r.forwards(), r.findDevice()); err != nil {
 			return err
+		}
+	}
+	for _, l := range r.links {
+		if l.Name == a.device {
+			r.watch[l.Name] = stateOf(l)
 		}
 	}
 	errs := []error{r.accept()}
@@ -268,6 +281,26 @@ func (r *run) forwards() error {
 		four := p.Addr().Is4()
 		if why := notForwarding(is, four); why != "" {
 			r.longer("%v, so its containers reach nobody over %s: %s", ErrNotForwarding, carrick.FamilyOf(p.Addr()), why)
+		}
+	}
+	return nil
+}
+
+// findDevice finds the device that routes to the other hosts are by.
+func (r *run) findDevice() error {
+	addrs, err := r.a.o.h.Addresses(r.ctx)
+	if err != nil {
+		return err
+	}
+	r.a.device = ""
+	for _, x := range addrs {
+		if x.Prefix.Addr() != r.u.Local {
+			continue
+		}
+		for _, l := range r.links {
+			if l.Index == x.Link {
+				r.a.device = l.Name
+			}
 		}
 	}
 	return nil

@@ -96,7 +96,7 @@ func (r *run) pair(p plan.Pair) (nl.Ref, error) {
 		r.rep.Note(datapath.Finding{Kind: datapath.KindLink, Object: p.Name, Found: strings.Join(found, ", "), Want: strings.Join(want, ", ")})
 	}
 	r.a.fine[p.Endpoint] = settled{l.Index, p.MTU, p.Down}
-	r.watch[p.Name] = state{index: l.Index, mtu: l.MTU, up: l.Up, alias: alias}
+	r.watch[p.Name] = stateOf(l)
 	if p.Down && p.Create {
 		return nl.Ref{}, errCut
 	}

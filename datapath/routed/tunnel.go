@@ -73,7 +73,7 @@ func (r *run) tunnel() (nl.Ref, error) {
 			return nl.Ref{}, err
 		}
 	}
-	r.watch[l.Name] = state{index: l.Index, mtu: t.MTU, up: true, alias: alias}
+	r.watch[l.Name] = state{index: l.Index, mtu: t.MTU, master: l.Master, up: true, alias: alias}
 	var rows fdb.Rows
 	rows.Partial = r.want.Partial
 	for _, p := range t.Peers {

@@ -97,6 +97,24 @@ func TestEventsAlone(t *testing.T) {
 		w.mustApply(0)
 		w.reach(a, far)
 	}
+	// The device that the routes are by goes down and up, and the kernel has none left.
+	for len(changed) > 0 {
+		<-changed
+		w.mustApply(0)
+	}
+	nstest.Run(t, w.hosts[0].NS, "ip link set eth0 down")
+	nstest.Run(t, w.hosts[0].NS, "ip link set eth0 up")
+	<-changed
+	w.mustApply(0)
+	eventually(t, func() bool {
+		select {
+		case <-changed:
+			w.mustApply(0)
+		default:
+		}
+		return strings.Contains(w.routes(0), "10.42.0.4 via 192.0.2.2 dev eth0")
+	})
+	w.reach(a, far)
 	// A pair that is gone is a container's loss: it is told, and not made again.
 	nstest.Run(t, w.hosts[0].NS, "ip link del "+endpoint(2).HostName())
 	<-changed
@@ -113,7 +131,7 @@ func TestAHostThatDoesNotForward(t *testing.T) {
 	w.run(0, 2)
 	nstest.Run(t, w.hosts[0].NS, "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
 	rep := w.audit(0)
-	if len(rep.Problems) != 2 || !strings.Contains(rep.Problems[0], "net.ipv4.ip_forward=1") || !strings.Contains(rep.Problems[1], "accept_ra=2") {
+	if len(rep.Problems) != 2 || !strings.Contains(rep.Problems[0], "net.ipv4.ip_forward=1") || !strings.Contains(rep.Problems[1], "accept_ra is 2") {
 		t.Errorf("problems %q", rep.Problems)
 	}
 	nstest.Run(t, w.hosts[0].NS, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")

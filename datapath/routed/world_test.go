@@ -243,3 +243,17 @@ func (w *world) ours(host int) (out []string) {
 
 // patience is how long a packet may be under way on a busy machine.
 const patience = 5 * time.Second
+
+// eventually waits for something.
+func eventually(t *testing.T, ok func() bool) {
+	t.Helper()
+	limit, again := time.After(patience), time.NewTicker(20*time.Millisecond)
+	defer again.Stop()
+	for !ok() {
+		select {
+		case <-again.C:
+		case <-limit:
+			t.Fatal("it did not come")
+		}
+	}
+}
