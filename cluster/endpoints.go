@@ -92,21 +92,27 @@ func (c *Cluster) MarkJoined(id carrick.EndpointID, sandbox string) error {
 // lost, and the endpoint goes with it. An address that is not in use is not an
 // error.
 func (c *Cluster) ReleaseAddress(id carrick.NetworkID, a netip.Addr) error {
-	return c.release(id, a, true)
+	return c.release(id, a, func(journal.Lease) bool { return true })
 }
 
 // ReleaseUnbound is ReleaseAddress for an address that no endpoint has; one that
 // has an endpoint by now is left alone.
 func (c *Cluster) ReleaseUnbound(id carrick.NetworkID, a netip.Addr) error {
-	return c.release(id, a, false)
+	return c.release(id, a, func(l journal.Lease) bool { return l.Endpoint == "" })
 }
 
-func (c *Cluster) release(id carrick.NetworkID, a netip.Addr, bound bool) error {
+// ReleaseOrphan is ReleaseUnbound for the use of an address that has this stamp; one that
+// has been given out again since is left alone.
+func (c *Cluster) ReleaseOrphan(id carrick.NetworkID, a netip.Addr, gen carrick.Gen) error {
+	return c.release(id, a, func(l journal.Lease) bool { return l.Endpoint == "" && l.Gen == gen })
+}
+
+func (c *Cluster) release(id carrick.NetworkID, a netip.Addr, meant func(journal.Lease) bool) error {
 	var withdrawn bool
 	err := c.jr.Update(func(tx *journal.Tx) error {
 		l, ok := tx.Lease(id, a)
 		// What is lent is the borrower's to give back.
-		if !ok || l.Released != 0 || l.Lent != "" || l.Endpoint != "" && !bound {
+		if !ok || l.Released != 0 || l.Lent != "" || !meant(l) {
 			return nil
 		}
 		if l.Endpoint != "" {

@@ -9,9 +9,12 @@ import (
 	"github.com/carrick-net/carrick/cluster/journal"
 )
 
+// orphan is one use of an address. On a busy host the next use of the same address may be
+// where the last one was when it was looked at.
 type orphan struct {
 	network carrick.NetworkID
 	addr    netip.Addr
+	gen     carrick.Gen
 }
 
 // absences remembers since when each of its keys has been seen missing in every
@@ -124,11 +127,11 @@ func (m *Mirror) withdraw(n journal.Network, e journal.Endpoint, why string) {
 // to other hosts have none here.
 func (m *Mirror) lookAtAddresses(n journal.Network) {
 	for addr, l := range m.cfg.Facts.Journal().Leases(n.Conf.ID) {
-		if l.Endpoint != "" || l.Released != 0 || l.Lent != "" || !m.orphans.missing(orphan{n.Conf.ID, addr}, m.cfg.Orphaned) {
+		if l.Endpoint != "" || l.Released != 0 || l.Lent != "" || !m.orphans.missing(orphan{n.Conf.ID, addr, l.Gen}, m.cfg.Orphaned) {
 			continue
 		}
 		m.cfg.Log.Info("releasing an address without an endpoint", "network", n.Conf.Label(), "addr", addr)
-		if err := m.cfg.Facts.ReleaseUnbound(n.Conf.ID, addr); err != nil {
+		if err := m.cfg.Facts.ReleaseOrphan(n.Conf.ID, addr, l.Gen); err != nil {
 			m.cfg.Log.Warn("address not released", "err", err)
 		}
 	}

@@ -18,7 +18,7 @@ type Facts interface {
 	NameAlias(ctx context.Context, id carrick.DockerNetworkID, name string) error
 	DropAlias(ctx context.Context, id carrick.DockerNetworkID) error
 	RemoveEndpoint(id carrick.EndpointID) error
-	ReleaseUnbound(id carrick.NetworkID, a netip.Addr) error
+	ReleaseOrphan(id carrick.NetworkID, a netip.Addr, gen carrick.Gen) error
 	SetNames(id carrick.EndpointID, names []string, unhealthy bool) error
 
 	Specs() ([]cluster.Spec, bool)

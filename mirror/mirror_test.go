@@ -148,8 +148,13 @@ func (f *facts) RemoveEndpoint(id carrick.EndpointID) error {
 	return f.jr.Update(func(tx *journal.Tx) error { tx.DeleteEndpoint(id); return nil })
 }
 
-func (f *facts) ReleaseUnbound(id carrick.NetworkID, a netip.Addr) error {
-	return f.jr.Update(func(tx *journal.Tx) error { tx.Release(id, a, time.Now()); return nil })
+func (f *facts) ReleaseOrphan(id carrick.NetworkID, a netip.Addr, gen carrick.Gen) error {
+	return f.jr.Update(func(tx *journal.Tx) error {
+		if l, ok := tx.Lease(id, a); ok && l.Gen == gen {
+			tx.Release(id, a, time.Now())
+		}
+		return nil
+	})
 }
 
 func (f *facts) SetNames(id carrick.EndpointID, names []string, unhealthy bool) error {
@@ -307,6 +312,33 @@ func TestEndpointsTheEngineForgot(t *testing.T) {
 	if !has(there) || !has("coming") || !has(carrick.EndpointID(slow)) {
 		t.Errorf("the engine's endpoint is there: %v, the coming one: %v, the slow one: %v", has(there), has("coming"), has(carrick.EndpointID(slow)))
 	}
+}
+
+// An address that is given out again and again, and at every look has no endpoint yet, is
+// nobody's leak: each use is another.
+func TestAnAddressInQuickSuccession(t *testing.T) {
+	t.Parallel()
+	_, f := start(t)
+	lost, busy := netip.MustParseAddr("10.42.0.2"), netip.MustParseAddr("10.42.0.3")
+	give := func(a netip.Addr, gen carrick.Gen) {
+		t.Helper()
+		if err := f.jr.Update(func(tx *journal.Tx) error {
+			tx.PutLease(journal.Lease{Network: net1, Addr: a, Gen: gen})
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	give(lost, 1)
+	gen := carrick.Gen(1)
+	eventually(t, "the lost address is released", func() bool {
+		if f.jr.Leases(net1)[busy].Released != 0 {
+			t.Fatal("an address was released in the middle of a start")
+		}
+		gen++
+		give(busy, gen)
+		return f.jr.Leases(net1)[lost].Released > 0
+	})
 }
 
 // Containers' names are found by endpoint.
