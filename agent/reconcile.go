@@ -87,6 +87,8 @@ type Reconciler struct {
 	// elsewhere says where those of them are that have no namespace of their own; guarded
 	// by mu.
 	elsewhere map[carrick.NetworkID]place
+	// swept: it is known which networks in the kernel are strangers; guarded by mu.
+	swept bool
 	// problems are about the host rather than a network; guarded by mu.
 	problems []string
 	// hostDrift is of the host's own settings; guarded by mu.
@@ -215,6 +217,9 @@ func (r *Reconciler) sweep(ctx context.Context) error {
 	if err := jr.SetStrangers(strangers); err != nil {
 		return err
 	}
+	r.mu.Lock()
+	r.swept = true
+	r.mu.Unlock()
 	if len(strangers) > 0 {
 		r.note(fmt.Sprintf("%d networks in the kernel are older than the state directory and left alone: restart their containers, then remove what remains (ip netns del %s...; of a routed one, links whose alias names it)",
 			len(strangers), plan.Namespace(strangers[0])))
@@ -309,10 +314,10 @@ type NetworkState struct {
 	Problems  []string
 	Drift     datapath.Counts // repaired since the agent started
 	Recent    []Drift         // the last of it, oldest first
-	// Tunnelled are the VTEPs of hosts that a routed network reaches by its tunnel. Sorted.
-	Tunnelled []netip.Addr
-	Read      time.Time     // when the kernel was last read in full; zero: not yet
-	ReadTook  time.Duration // that pass
+	// Ways is how the other hosts of a routed network are reached, by VTEP.
+	Ways     map[netip.Addr]datapath.Way
+	Read     time.Time     // when the kernel was last read in full; zero: not yet
+	ReadTook time.Duration // that pass
 }
 
 // Networks returns the state of every network with a worker, sorted by id.

@@ -92,7 +92,10 @@ func (r *Reconciler) collect(ctx context.Context) {
 	if r.cfg.Underlay != nil {
 		errs = append(errs, r.cfg.Underlay.Collect(ctx, r.wanted))
 	}
-	if r.cfg.Routed != nil {
+	r.mu.Lock()
+	swept := r.swept
+	r.mu.Unlock()
+	if r.cfg.Routed != nil && swept { // before, nobody knows whose pairs there are
 		errs = append(errs, r.cfg.Routed.Collect(ctx, r.wantedRouted))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -136,17 +139,17 @@ func (r *Reconciler) wanted() underlay.Wanted {
 	jr := r.cfg.Facts.Journal()
 	w := underlay.Wanted{Parents: map[string]bool{}, Children: map[string]bool{}}
 	for _, rec := range jr.Networks() {
-		if !rec.Conf.Mode.Underlay() {
-			continue
-		}
 		eps := jr.Endpoints(rec.Conf.ID)
-		for _, e := range eps {
-			w.Children[e.ID.OuterName()] = true
-		}
-		if len(eps) > 0 && rec.Conf.Routes() {
+		if len(eps) > 0 && rec.Conf.Routes() { // of whatever mode
 			for _, p := range rec.Conf.Pools {
 				w.Prefixes = append(w.Prefixes, p.Prefix)
 			}
+		}
+		if !rec.Conf.Mode.Underlay() {
+			continue
+		}
+		for _, e := range eps {
+			w.Children[e.ID.OuterName()] = true
 		}
 		if rec.Leaving && len(eps) == 0 {
 			continue

@@ -200,7 +200,7 @@ func (w *worker) record(want plan.Network, did Audit) {
 	}
 	w.state = NetworkState{
 		ID: w.id, Plan: want, At: now, Err: err,
-		Endpoints: report.Endpoints, Problems: report.Problems, Tunnelled: report.Tunnelled,
+		Endpoints: report.Endpoints, Problems: report.Problems, Ways: report.Ways,
 		Drift: drift, Recent: recent(w.state.Recent, report, now), Read: read, ReadTook: took,
 	}
 }

@@ -22,6 +22,20 @@ var (
 	ErrConflict = errors.New("in conflict with something that is not ours")
 )
 
+// Way is how another host of a routed network is reached, in words.
+type Way string
+
+// The ways there are.
+const (
+	WayRoute  Way = "route"
+	WayTunnel Way = "vxlan"
+	WayBoth   Way = "route, and vxlan for IPv6"
+	WayNone   Way = "none: it is on no segment of this host"
+)
+
+// Tunnelled says whether the tunnel is in use.
+func (w Way) Tunnelled() bool { return w == WayTunnel || w == WayBoth }
+
 // Report is what one Apply did.
 type Report struct {
 	Network carrick.NetworkID
@@ -38,9 +52,8 @@ type Report struct {
 	Found []Finding
 	// Resync is why the kernel was read back in full, "" if it was not.
 	Resync string
-	// Tunnelled are the VTEPs of hosts that a routed network reaches by its tunnel, since
-	// they are on no segment of this one. Sorted.
-	Tunnelled []netip.Addr
+	// Ways is how the other hosts of a routed network are reached, by VTEP.
+	Ways map[netip.Addr]Way
 	// Problems are for people: what is wrong that no Apply repairs, with the
 	// remedy.
 	Problems []string

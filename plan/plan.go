@@ -185,6 +185,8 @@ type Sysctl struct {
 	Name, Value string
 	// Optional: a kernel that does not have the setting does as it says.
 	Optional bool
+	// Also is another value that does as well, "" if there is none.
+	Also string
 }
 
 // String prints the plan as the ip and bridge commands that would make it, one

@@ -52,6 +52,9 @@ type RouteRow struct {
 	// Tunnelled: by the tunnel, whatever else is there. Others take it if Via is on no
 	// segment of this host.
 	Tunnelled bool
+	// MTU is what the other host's device, or the way to it, carries in bytes, if that is
+	// less than this host's: senders of more are told; 0: it is not.
+	MTU int
 }
 
 // Tunnel is a vxlan device of the host's namespace that carries packets to other hosts.
@@ -97,8 +100,10 @@ func RoutedSysctls(link string, six bool) []Sysctl {
 		// It answers for whatever there is a route to, at once: the kernel would wait for
 		// 0.8 s at random, lest several proxies answer.
 		{Name: four + "proxy_arp", Value: "1"},
-		// A container sends from its own addresses and no others: no other's lead here.
-		{Name: four + "rp_filter", Value: "1"},
+		// A container sends from its own addresses and no others: no other's lead here. On a
+		// device without an address the looser 2 is as strict (fib_validate_source), and
+		// distributions set it on each new device.
+		{Name: four + "rp_filter", Value: "1", Also: "2"},
 		{Name: "net.ipv4.neigh." + link + ".proxy_delay", Value: "0"},
 	}
 	if !six {
@@ -112,6 +117,7 @@ func RoutedSysctls(link string, six bool) []Sysctl {
 		// A container's router advertisements are not for the host.
 		Sysctl{Name: conf6 + "accept_ra", Value: "0"},
 		Sysctl{Name: conf6 + "disable_ipv6", Value: "0"},
+		Sysctl{Name: conf6 + "forwarding", Value: "1"}, // else it is no proxy
 		Sysctl{Name: conf6 + "proxy_ndp", Value: "1"},
 		Sysctl{Name: "net.ipv6.neigh." + link + ".proxy_delay", Value: "0"},
 	)
@@ -119,12 +125,17 @@ func RoutedSysctls(link string, six bool) []Sysctl {
 
 // TunnelSysctls are the settings of the tunnel, sorted by name.
 func TunnelSysctls(link string, six bool) []Sysctl {
-	out := []Sysctl{{Name: "net.ipv4.conf." + link + ".forwarding", Value: "1"}}
+	four := "net.ipv4.conf." + link + "."
+	out := []Sysctl{
+		{Name: four + "forwarding", Value: "1"},
+		// Two hosts may differ for a while in whether the other one is on their segment.
+		{Name: four + "rp_filter", Value: "0"},
+	}
 	if six {
 		// Nobody's router advertisements are for the host, and without IPv6 the device takes
 		// no neighbours of it.
 		conf6 := "net.ipv6.conf." + link + "."
-		out = append(out, Sysctl{Name: conf6 + "accept_ra", Value: "0"}, Sysctl{Name: conf6 + "disable_ipv6", Value: "0"})
+		out = append(out, Sysctl{Name: conf6 + "accept_ra", Value: "0"}, Sysctl{Name: conf6 + "disable_ipv6", Value: "0"}, Sysctl{Name: conf6 + "forwarding", Value: "1"})
 	}
 	return out
 }
@@ -182,6 +193,9 @@ func routed(n Network, v carrick.View, me carrick.HostID) Network {
 		for _, e := range h.eps {
 			for _, a := range m.hasAddrs(h.ID, e) {
 				row, why := u.way(v.Network, h.Host, a)
+				if way := carries(v, h.Host); !row.Tunnelled && way < self.MTU {
+					row.MTU = way
+				}
 				if why != "" {
 					m.problem("%s of host %s cannot be reached: %s", a, h.Name, why)
 					continue
@@ -193,6 +207,15 @@ func routed(n Network, v carrick.View, me carrick.HostID) Network {
 	slices.SortFunc(u.Pairs, func(a, b Pair) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(u.Routes, func(a, b RouteRow) int { return a.Dst.Addr().Compare(b.Dst.Addr()) })
 	return n
+}
+
+// carries is the largest packet that comes through to a host, in bytes, as far as it is
+// known: no kernel tells a sender that the other end of a segment takes less.
+func carries(v carrick.View, h carrick.Host) int {
+	if way, ok := v.Paths[h.VTEP]; ok {
+		return min(h.MTU, way)
+	}
+	return h.MTU
 }
 
 // way is the route to a container's address, or why there is none.
@@ -266,7 +289,11 @@ func (u *Routed) text(id carrick.NetworkID, problems []string) string {
 		if r.Tunnelled {
 			by = " dev " + u.Tunnel.Name + " onlink"
 		}
-		fmt.Fprintf(&b, "ip route replace %s via %s%s proto carrick\n", r.Dst, r.Via, by)
+		mtu := ""
+		if r.MTU != 0 {
+			mtu = fmt.Sprintf(" mtu %d", r.MTU)
+		}
+		fmt.Fprintf(&b, "ip route replace %s via %s%s%s proto carrick\n", r.Dst, r.Via, by, mtu)
 	}
 	for _, p := range problems {
 		fmt.Fprintf(&b, "# %s\n", p)

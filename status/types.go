@@ -125,12 +125,12 @@ type Network struct {
 	// The rest is filled by inspect only.
 	// Ways is how this host reaches the others of a routed network, if it has a container
 	// in it, by their names.
-	Ways      map[string]carrick.Mode `json:"ways,omitempty"`
-	Aliases   []Alias                 `json:"aliases,omitempty"`
-	Blocks    []Block                 `json:"blocks,omitempty"`
-	Endpoints []Endpoint              `json:"endpoints,omitempty"`
-	Drift     int                     `json:"drift,omitempty"`
-	Problems  []string                `json:"problems,omitempty"`
+	Ways      map[string]string `json:"ways,omitempty"`
+	Aliases   []Alias           `json:"aliases,omitempty"`
+	Blocks    []Block           `json:"blocks,omitempty"`
+	Endpoints []Endpoint        `json:"endpoints,omitempty"`
+	Drift     int               `json:"drift,omitempty"`
+	Problems  []string          `json:"problems,omitempty"`
 }
 
 // NetworkWanted is what a new network should be, as docker network create has it.

@@ -191,11 +191,7 @@ func printNetwork(w io.Writer, n status.Network) error {
 	section("Docker networks:", []string{"HOST", "ID", "NAME"}, rows)
 	rows = nil
 	for _, host := range slices.Sorted(maps.Keys(n.Ways)) {
-		way := "route"
-		if n.Ways[host] == carricknet.ModeVXLAN {
-			way = "vxlan: it is on no segment of this host"
-		}
-		rows = append(rows, []string{host, way})
+		rows = append(rows, []string{host, n.Ways[host]})
 	}
 	section("Ways from this host:", []string{"HOST", "BY"}, rows)
 	rows = nil

@@ -23,6 +23,14 @@ import (
 type Table struct {
 	held map[nl.Path]bool // what the kernel has; nil: to be read
 	left map[nl.Path]bool // what the last Apply left, if that was all of what was wanted
+	// theirs are routes of others' that are where some of ours would be, as last read.
+	theirs map[place]bool
+}
+
+// place is what there is one route to, if it is written over.
+type place struct {
+	dst    netip.Prefix
+	metric uint32
 }
 
 // Reread has the next Apply read the kernel. What then differs from what the last one
@@ -39,46 +47,73 @@ type Want struct {
 	Prefixes []netip.Prefix
 	// Partial: routes that are not wanted stay.
 	Partial bool
+	// Again: if a next hop is on no segment nothing is removed yet, because the caller
+	// will have other paths for it and call once more.
+	Again bool
 }
 
-// Apply brings the routes to what is wanted, additions before removals, notes in rep what
-// it changed and found, and returns the next hops that are on no segment of this host,
-// sorted. The rest is there then. After an error, or with such a next hop, the next call
-// reads the kernel.
-func (t *Table) Apply(ctx context.Context, h nl.Handle, want Want, rep *datapath.Report) (far []netip.Addr, err error) {
+// Result is what Apply found.
+type Result struct {
+	// Far are next hops that are on no segment of this host, sorted.
+	Far []netip.Addr
+	// Taken are destinations to which somebody else has a route, which stays; sorted.
+	Taken []netip.Prefix
+}
+
+// Apply brings the routes to what is wanted, additions before removals, and notes in rep
+// what it changed. When it reads the kernel, each route by a next hop is written once more,
+// so that the kernel looks for the next hop anew. After an error, or with a next hop that is
+// on no segment, the next call reads.
+func (t *Table) Apply(ctx context.Context, h nl.Handle, want Want, rep *datapath.Report) (res Result, err error) {
 	drift := t.left != nil && t.held == nil
-	if t.held == nil {
-		if t.held, err = read(ctx, h, want.Prefixes); err != nil {
-			return nil, err
+	reread := t.held == nil
+	if reread {
+		if t.held, t.theirs, err = read(ctx, h, want); err != nil {
+			t.held = nil
+			return res, err
 		}
 	}
 	wanted := map[nl.Path]bool{}
 	var add []nl.Path
 	for _, p := range want.Paths {
+		if t.theirs[place{p.Dst, metric(p)}] {
+			res.Taken = append(res.Taken, p.Dst)
+			continue
+		}
 		wanted[key(p)] = true
-		if !t.held[key(p)] {
+		if !t.held[key(p)] || reread && p.Via.IsValid() && p.Link.Index == 0 {
 			add = append(add, p)
 		}
 	}
+	slices.SortFunc(res.Taken, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
 	var failed []error
 	var set []nl.Path
 	for i, err := range send(ctx, h, add, func(p nl.Path) nl.Change { return nl.SetRoute{Path: p} }) {
 		p := add[i]
 		switch {
 		case p.Via.IsValid() && p.Link.Index == 0 && unreachable(err):
-			if !slices.Contains(far, p.Via) {
-				far = append(far, p.Via)
+			if !slices.Contains(res.Far, p.Via) {
+				res.Far = append(res.Far, p.Via)
 			}
+			delete(wanted, key(p)) // and whatever is there leads nowhere
 			continue
 		case err != nil:
 			failed = append(failed, err)
 			continue
 		}
 		set = append(set, p)
+		if t.held[key(p)] {
+			continue
+		}
 		rep.Changes.Routes++
 		if drift && t.left[key(p)] {
 			rep.Note(datapath.Finding{Kind: datapath.KindRoute, Object: p.Dst.String(), Want: "as " + p.String()})
 		}
+	}
+	slices.SortFunc(res.Far, netip.Addr.Compare)
+	if len(res.Far) > 0 && want.Again {
+		t.held = nil // and what was left counts as before
+		return res, errors.Join(failed...)
 	}
 	var del []nl.Path
 	for p := range t.held {
@@ -96,15 +131,11 @@ func (t *Table) Apply(ctx context.Context, h nl.Handle, want Want, rep *datapath
 			rep.Note(datapath.Finding{Kind: datapath.KindRoute, Object: del[i].Dst.String(), Found: "as " + del[i].String()})
 		}
 	}
-	slices.SortFunc(far, netip.Addr.Compare)
 	t.held, t.left = wanted, wanted
-	switch {
-	case len(failed) > 0 || len(far) > 0:
-		t.Forget()
-	case want.Partial:
-		t.Forget() // what the kernel has besides is not known
+	if len(failed) > 0 || len(res.Far) > 0 || want.Partial {
+		t.Forget() // what the kernel has, or has besides, is not known
 	}
-	return far, errors.Join(failed...)
+	return res, errors.Join(failed...)
 }
 
 // send sends a change for each route and returns an error, or nil, for each.
@@ -119,25 +150,29 @@ func send(ctx context.Context, h nl.Handle, paths []nl.Path, change func(nl.Path
 	return make([]error, len(paths))
 }
 
-// read lists the kernel's routes of ours into some prefixes.
-func read(ctx context.Context, h nl.Handle, prefixes []netip.Prefix) (map[nl.Path]bool, error) {
+// read lists the kernel's routes of ours into a network's prefixes, and where others' are.
+func read(ctx context.Context, h nl.Handle, want Want) (held map[nl.Path]bool, theirs map[place]bool, err error) {
 	all, err := h.Routes(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	held := map[nl.Path]bool{}
+	held, theirs = map[nl.Path]bool{}, map[place]bool{}
 	for _, r := range all {
-		if r.Protocol == nl.RouteProtocol && into(prefixes, r.Dst) {
+		switch {
+		case !into(want.Prefixes, r.Dst):
+		case r.Protocol == nl.RouteProtocol:
 			held[path(r)] = true
+		default:
+			theirs[place{r.Dst, metric(path(r))}] = true
 		}
 	}
-	return held, nil
+	return held, theirs, nil
 }
 
 // Stray returns what removes the routes of ours into some prefixes that lead into none of
 // others.
 func Stray(ctx context.Context, h nl.Handle, known, wanted []netip.Prefix) ([]nl.Change, error) {
-	held, err := read(ctx, h, known)
+	held, _, err := read(ctx, h, Want{Prefixes: known})
 	if err != nil {
 		return nil, err
 	}
@@ -145,6 +180,22 @@ func Stray(ctx context.Context, h nl.Handle, known, wanted []netip.Prefix) ([]nl
 	for p := range held {
 		if !into(wanted, p.Dst) {
 			out = append(out, nl.DelRoute{Path: p})
+		}
+	}
+	return out, nil
+}
+
+// Prefixes returns what of a host's table routes of ours make unreachable: the prefixes of
+// routed networks.
+func Prefixes(ctx context.Context, h nl.Handle) ([]netip.Prefix, error) {
+	all, err := h.Routes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Prefix
+	for _, r := range all {
+		if r.Protocol == nl.RouteProtocol && r.Unreachable {
+			out = append(out, r.Dst)
 		}
 	}
 	return out, nil
@@ -162,7 +213,7 @@ func replaced(p nl.Path, set []nl.Path) bool {
 
 // path is how a route would have been written that the kernel has.
 func path(r nl.Route) nl.Path {
-	p := nl.Path{Dst: r.Dst, Via: r.Via, Unreachable: r.Unreachable, Metric: r.Metric}
+	p := nl.Path{Dst: r.Dst, Via: r.Via, Unreachable: r.Unreachable, Metric: r.Metric, MTU: r.MTU}
 	if !r.Unreachable && (r.OnLink || !r.Via.IsValid()) {
 		p.Link.Index = r.Link
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/carrick-net/carrick/datapath"
 	"github.com/carrick-net/carrick/datapath/fdb"
 	"github.com/carrick-net/carrick/datapath/route"
+	"github.com/carrick-net/carrick/internal/nft"
 	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/plan"
 )
@@ -47,8 +48,9 @@ type Applier struct {
 	again *time.Timer
 	// device is what Local was found on, "" if it was not: with it go the routes.
 	device string
-	// accepted: the rules are as the last resync left them.
-	accepted bool
+	// accepted: the rules are as the last look left them; whole: every family had a chain
+	// for them.
+	accepted, whole bool
 	// lasting are the problems that the last resync found; they stay until the next.
 	lasting []string
 }
@@ -249,20 +251,26 @@ func (r *run) converge() error {
 			r.watch[l.Name] = stateOf(l)
 		}
 	}
-	errs := []error{r.accept()}
 	tunnel, err := r.tunnel()
-	errs = append(errs, err)
+	errs := []error{err}
 	ends := map[string]nl.Ref{}
+	links := r.rep.Changes.Links
+	partial := err != nil // what is there of what could not be looked at stays
 	for _, p := range r.u.Pairs {
 		end, err := r.pair(p)
+		switch {
+		case err == nil:
+			ends[p.Name] = end
+		case !errors.Is(err, errCut) && !errors.Is(err, datapath.ErrPairMissing):
+			partial = true
+		}
 		if err != nil {
 			err = fmt.Errorf("endpoint %s: %w", p.Endpoint.Short(), err)
-		} else {
-			ends[p.Name] = end
 		}
 		r.rep.Endpoints[p.Endpoint] = err
 	}
-	errs = append(errs, r.proxies(ends), r.route(ends, tunnel), r.strangers())
+	// Rules after links: whoever collects rules of nobody's looks for links.
+	errs = append(errs, r.accept(r.rep.Changes.Links > links), r.proxies(ends), r.route(ends, tunnel, partial), r.strangers())
 	a.watch(r.watch)
 	err = errors.Join(errs...)
 	if a.last = r.u; r.want.Partial || err != nil {
@@ -306,63 +314,100 @@ func (r *run) findDevice() error {
 	return nil
 }
 
-// accept has Docker let the network's packets pass.
-func (r *run) accept() error {
+// accept has Docker let the network's packets pass. Where it has no chain for that it may
+// be about to make one; and whoever starts a container now is not to wait for an audit
+// because somebody flushed it.
+func (r *run) accept(made bool) error {
 	a := r.a
-	if a.accepted {
+	if a.accepted && !made {
 		return nil
 	}
-	n, err := a.o.cfg.Accepts.Set(r.ctx, a.o.host, string(a.id), r.u.Prefixes)
+	n, whole, err := a.o.cfg.Accepts.Set(r.ctx, a.o.host, string(a.id), r.u.Prefixes)
 	r.rep.Changes.Rules += n
-	if n > 0 && a.last != nil {
-		r.rep.Note(datapath.Finding{Kind: datapath.KindRules, Object: "in DOCKER-USER", Want: "that accepts the network's packets"})
+	if n > 0 && a.last != nil && a.whole {
+		r.rep.Note(datapath.Finding{Kind: datapath.KindRules, Object: "in " + nft.UserChain, Want: "that accepts the network's packets"})
 	}
-	a.accepted = err == nil
+	a.accepted, a.whole = err == nil && whole, whole
+	if errors.Is(err, nft.ErrLegacy) { // trying again is of no use
+		a.accepted = true
+		for _, p := range r.u.Prefixes {
+			program := "iptables"
+			if p.Addr().Is6() {
+				program = "ip6tables"
+			}
+			r.longer("%v: %s -I %s -s %s -d %s -j ACCEPT, unless it is done", err, program, nft.UserChain, p, p)
+		}
+		return nil
+	}
 	return err
 }
 
 // route brings the routes into the network's prefixes to the plan. A peer that is on no
 // segment of this host is reached by the tunnel, or is a problem.
-func (r *run) route(ends map[string]nl.Ref, tunnel nl.Ref) error {
+func (r *run) route(ends map[string]nl.Ref, tunnel nl.Ref, partial bool) error {
 	a, o := r.a, r.a.o
-	if tunnel.Index != 0 && r.rep.Resync != "" {
-		// Asked, not tried: a try that fails would take the way by the tunnel away.
-		far, err := r.beyond()
-		if err != nil {
-			return err
+	if r.rep.Resync != "" {
+		// Where there is a tunnel it is asked, not tried: a try that fails would take the way
+		// by the tunnel away.
+		clear(a.far)
+		if tunnel.Index != 0 {
+			var err error
+			if a.far, err = r.beyond(); err != nil {
+				return err
+			}
 		}
-		a.far = far
 	}
-	far, err := a.routes.Apply(r.ctx, o.h, r.paths(ends, tunnel), r.rep)
-	if len(far) == 0 {
-		r.tell(tunnel)
-		return err
-	}
-	for _, via := range far {
+	want := r.paths(ends, tunnel)
+	want.Partial, want.Again = want.Partial || partial, tunnel.Index != 0
+	res, err := a.routes.Apply(r.ctx, o.h, want, r.rep)
+	for _, via := range res.Far {
 		a.far[via] = true
 	}
-	if tunnel.Index != 0 {
-		_, err = a.routes.Apply(r.ctx, o.h, r.paths(ends, tunnel), r.rep)
-		r.tell(tunnel)
-		return err
+	if len(res.Far) > 0 && tunnel.Index != 0 {
+		want = r.paths(ends, tunnel)
+		want.Partial = want.Partial || partial
+		res, err = a.routes.Apply(r.ctx, o.h, want, r.rep)
 	}
-	for _, via := range far {
-		r.rep.Problems = append(r.rep.Problems, fmt.Sprintf("host %s is on no segment of this host, so its containers are not reached: put all hosts of the network on one, or make it again with -o routed_fallback=vxlan", via))
+	for _, dst := range res.Taken {
+		r.rep.Problems = append(r.rep.Problems, fmt.Sprintf("somebody else has a route to %s, which is a container's: ip route del %s", dst, dst))
 	}
-	clear(a.far)
-	a.soon()
+	for _, via := range res.Far {
+		if r.u.Tunnel == nil {
+			r.rep.Problems = append(r.rep.Problems, fmt.Sprintf("host %s is on no segment of this host, so its containers are not reached: put all hosts of the network on one, or make it again with -o routed_fallback=vxlan", via))
+		}
+	}
+	if len(res.Far) > 0 {
+		a.soon()
+	}
+	r.tell(tunnel)
 	return err
 }
 
-// tell reports which hosts are reached by the tunnel.
+// tell reports how the other hosts are reached.
 func (r *run) tell(tunnel nl.Ref) {
-	if tunnel.Index == 0 {
-		return
-	}
-	for _, p := range r.u.Tunnel.Peers {
-		if r.a.far[p.VTEP] {
-			r.rep.Tunnelled = append(r.rep.Tunnelled, p.VTEP)
+	r.rep.Ways = map[netip.Addr]datapath.Way{}
+	hops := map[netip.Addr]netip.Addr{} // on the tunnel, to VTEPs
+	if r.u.Tunnel != nil {
+		for _, p := range r.u.Tunnel.Peers {
+			for _, hop := range p.Hops {
+				hops[hop] = p.VTEP
+			}
 		}
+	}
+	for _, w := range r.u.Routes {
+		host, way := w.Via, datapath.WayRoute
+		if w.Tunnelled {
+			host, way = hops[w.Via], datapath.WayTunnel
+		} else if r.a.far[w.Via] {
+			way = datapath.WayTunnel
+		}
+		if way == datapath.WayTunnel && tunnel.Index == 0 {
+			way = datapath.WayNone
+		}
+		if was, ok := r.rep.Ways[host]; ok && was != way {
+			way = datapath.WayBoth
+		}
+		r.rep.Ways[host] = way
 	}
 }
 
@@ -381,11 +426,12 @@ func (r *run) paths(ends map[string]nl.Ref, tunnel nl.Ref) route.Want {
 		}
 	}
 	for _, w := range r.u.Routes {
-		path := nl.Path{Dst: w.Dst, Via: w.Via}
-		if tunnel.Index != 0 && (w.Tunnelled || r.a.far[w.Via]) {
-			path.Link = tunnel
-		} else if w.Tunnelled {
-			continue // without the tunnel, which is an error already
+		path := nl.Path{Dst: w.Dst, Via: w.Via, MTU: w.MTU}
+		if w.Tunnelled || r.u.Tunnel != nil && r.a.far[w.Via] {
+			if tunnel.Index == 0 {
+				continue // it could not be made, which is an error already
+			}
+			path.Link, path.MTU = tunnel, 0
 		}
 		want.Paths = append(want.Paths, path)
 	}
@@ -465,7 +511,7 @@ func (r *run) remove() error {
 		_, err := a.routes.Apply(r.ctx, a.o.h, route.Want{Prefixes: a.prefixes}, r.rep)
 		errs = append(errs, err)
 	}
-	n, err := a.o.cfg.Accepts.Set(r.ctx, a.o.host, string(a.id), nil)
+	n, _, err := a.o.cfg.Accepts.Set(r.ctx, a.o.host, string(a.id), nil)
 	r.rep.Changes.Rules += n
 	errs = append(errs, err)
 	a.watch(nil)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/internal/nl"
 )
@@ -12,17 +14,28 @@ import (
 var (
 	// ErrNotForwarding: the host is set not to forward packets of a family.
 	ErrNotForwarding = errors.New("this host does not forward packets")
+	// ErrReadOnly: the agent cannot set what its links need.
+	ErrReadOnly = errors.New("this agent cannot change settings of the host's links: /proc/sys is read-only for it, as for a managed plugin: run it as a service")
 	// ErrOverlap: the host has a route of somebody else's into a network's prefix.
 	ErrOverlap = errors.New("this host has a route there")
 )
 
-// CheckRouted says why this host cannot route a network: it does not forward
-// ([ErrNotForwarding]), or has routes of others' into its prefixes ([ErrOverlap]), which
+// CheckRouted says why this host cannot route a network: the agent has no means to
+// ([ErrReadOnly]), the host does not forward ([ErrNotForwarding]), or it has routes of others' into its prefixes ([ErrOverlap]), which
 // containers' own would take traffic from. It changes nothing.
 func (o *Host) CheckRouted(ctx context.Context, n carrick.Network) error {
 	is, err := o.h.Sysctls(ctx, forwarding(true), forwarding(false))
 	if err != nil {
 		return err
+	}
+	// The loopback device's setting is of no consequence, and keeps its value.
+	const harmless = "net.ipv4.conf.lo.proxy_arp"
+	lo, err := o.h.Sysctls(ctx, harmless)
+	if err != nil {
+		return err
+	}
+	if err := one(ctx, o.h, nl.SetSysctl{Name: harmless, Value: lo[harmless]}); errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("-o mode=%s: %w", n.Mode, ErrReadOnly)
 	}
 	routes, err := o.h.Routes(ctx)
 	if err != nil {

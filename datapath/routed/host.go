@@ -35,7 +35,7 @@ import (
 
 // Accepts keeps the rules by which Docker lets a network's packets pass: see nft.User.
 type Accepts interface {
-	Set(ctx context.Context, ns netns.Namespace, name string, prefixes []netip.Prefix) (changed int, err error)
+	Set(ctx context.Context, ns netns.Namespace, name string, prefixes []netip.Prefix) (changed int, whole bool, err error)
 	Names(ctx context.Context, ns netns.Namespace) ([]string, error)
 }
 
@@ -181,6 +181,16 @@ type Wanted struct {
 	Foreign map[carrick.NetworkID]bool
 }
 
+// tunnel says whether a name is that of a network's tunnel.
+func (w Wanted) tunnel(name string) bool {
+	for id := range w.Networks {
+		if plan.TunnelName(id) == name {
+			return true
+		}
+	}
+	return false
+}
+
 // Collect removes what a crash left: routes into prefixes of networks without an endpoint
 // here, links that are ours and no endpoint's or network's, and rules of networks that have
 // neither a record nor a link. wanted is asked when nothing is being made.
@@ -205,7 +215,7 @@ func (o *Host) Collect(ctx context.Context, wanted func() Wanted) error {
 		case ours:
 			stray = !w.Networks[id]
 		default:
-			stray = half(l) && !w.Pairs[l.Name]
+			stray = half(l) && !w.Pairs[l.Name] && !w.tunnel(l.Name)
 		}
 		if stray {
 			changes = append(changes, nl.DelLink{Link: l.Ref})
@@ -213,27 +223,41 @@ func (o *Host) Collect(ctx context.Context, wanted func() Wanted) error {
 			there[id] = true
 		}
 	}
-	strays, err := route.Stray(ctx, o.h, w.Known, w.Prefixes)
+	known := w.Known
+	if len(w.Foreign) == 0 {
+		// A crash may have come after the journal forgot the network.
+		left, err := route.Prefixes(ctx, o.h)
+		if err != nil {
+			return err
+		}
+		known = append(left, known...)
+	}
+	strays, err := route.Stray(ctx, o.h, known, w.Prefixes)
 	if err != nil {
 		return err
 	}
 	errs := ignoring(nl.ErrNotFound, o.h.Send(ctx, append(changes, strays...)...))
 	names, err := o.cfg.Accepts.Names(ctx, o.host)
 	errs = append(errs, err)
+	w = wanted() // a network that has begun since has its rules before it has a link
 	for _, n := range names {
-		if id := carrick.NetworkID(n); carrick.ValidID(n) && !w.Networks[id] && !there[id] {
-			_, err := o.cfg.Accepts.Set(ctx, o.host, n, nil)
+		if id := carrick.NetworkID(n); carrick.ValidID(n) && !w.Networks[id] && !w.Foreign[id] && !there[id] {
+			_, _, err := o.cfg.Accepts.Set(ctx, o.host, n, nil)
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// half says whether a link is the host's end of a pair that a crash left without an alias:
-// see carrick.EndpointID.HostName.
+// half says whether a link is one that a crash left without an alias: the host's end of a
+// pair, see carrick.EndpointID.HostName, or a tunnel, see [plan.TunnelName].
 func half(l nl.Link) bool {
-	id, ok := strings.CutPrefix(l.Name, "cr")
-	return l.Kind == nl.KindVeth && l.Alias == "" && ok && len(id) == 11 && strings.Trim(id, "0123456789abcdef") == ""
+	form := map[string]struct {
+		prefix string
+		digits int
+	}{nl.KindVeth: {"cr", 11}, nl.KindVXLAN: {"ckt", 12}}[l.Kind]
+	id, ok := strings.CutPrefix(l.Name, form.prefix)
+	return l.Alias == "" && ok && form.digits > 0 && len(id) == form.digits && strings.Trim(id, "0123456789abcdef") == ""
 }
 
 // ignoring leaves errors out that are of a kind.

@@ -57,8 +57,8 @@ func TestBothFamiliesOverHostsOfOne(t *testing.T) {
 	w.reach(a, b)
 	// What fits the containers' devices and not the tunnel is not lost: the host says so.
 	told(t, a, b.Addrs[1])
-	if rep := w.audit(0); len(rep.Problems) != 0 || rep.Changes.Total() != 0 || len(rep.Tunnelled) != 0 {
-		t.Errorf("an audit: problems %q, changes %v, by the tunnel %v", rep.Problems, rep.Changes, rep.Tunnelled)
+	if rep := w.audit(0); len(rep.Problems) != 0 || rep.Changes.Total() != 0 || rep.Ways[w.hosts[1].VTEP] != datapath.WayBoth {
+		t.Errorf("an audit: problems %q, changes %v, ways %v", rep.Problems, rep.Changes, rep.Ways)
 	}
 	if got := w.routes(0); !strings.Contains(got, "10.42.0.4 via 192.0.2.2 dev eth0\n") || !strings.Contains(got, "fd00:42::4 via fe80::") {
 		t.Errorf("routes\n%s", got)
@@ -102,6 +102,9 @@ func TestAHostBeyondARouter(t *testing.T) {
 			rep := w.audit(0)
 			if fallback == "" {
 				w.misses(a, c)
+				if rep.Ways[w.hosts[2].VTEP] != datapath.WayNone || rep.Ways[w.hosts[1].VTEP] != datapath.WayRoute {
+					t.Errorf("ways %v", rep.Ways)
+				}
 				if len(rep.Problems) != 1 || !strings.Contains(rep.Problems[0], "host 192.0.2.3") || !strings.Contains(rep.Problems[0], "segment") {
 					t.Errorf("problems %q", rep.Problems)
 				}
@@ -109,15 +112,16 @@ func TestAHostBeyondARouter(t *testing.T) {
 			}
 			w.reach(a, b, c)
 			told(t, a, c.Addrs[0])
-			if len(rep.Tunnelled) != 1 || rep.Tunnelled[0] != w.hosts[2].VTEP || rep.Changes.Total() != 0 || len(rep.Problems) != 0 {
-				t.Errorf("by the tunnel %v, changes %v, problems %q", rep.Tunnelled, rep.Changes, rep.Problems)
+			if rep.Ways[w.hosts[2].VTEP] != datapath.WayTunnel || rep.Ways[w.hosts[1].VTEP] != datapath.WayRoute || rep.Changes.Total() != 0 || len(rep.Problems) != 0 {
+				t.Errorf("ways %v, changes %v, problems %q", rep.Ways, rep.Changes, rep.Problems)
 			}
 			for _, i := range []int{0, 2} {
 				h := w.hosts[i]
 				nstest.Batch(t, h.NS, "ip addr add "+h.VTEP.String()+"/24 dev eth0", "ip route del 192.0.2.0/24 via 192.0.2.2")
-				if rep := w.audit(i); len(rep.Tunnelled) != 0 {
-					t.Errorf("h%d reaches %v by the tunnel", i+1, rep.Tunnelled)
+				if rep := w.audit(i); rep.Ways[w.hosts[2-i].VTEP] != datapath.WayRoute {
+					t.Errorf("h%d has the ways %v", i+1, rep.Ways)
 				}
+				w.reach(a, b, c) // also while one goes by the tunnel and the other does not
 			}
 			w.reach(a, b, c)
 			if got := w.routes(0); !strings.Contains(got, "10.42.0.4 via 192.0.2.3 dev eth0\n") {
@@ -268,16 +272,117 @@ func TestFenced(t *testing.T) {
 	w.reach(a, b)
 }
 
-// A container speaks with its own addresses only.
+// A container speaks with its own addresses only: what it sends as somebody else goes
+// nowhere. (With the setting taken away it does, so that this could fail.)
 func TestNobodySpeaksForOthers(t *testing.T) {
 	t.Parallel()
 	conf := dual()
 	conf.Pools = conf.Pools[:1]
 	w := newWorld(t, conf, 2, false)
+	a, other, b := w.run(0, 2), w.run(0, 3), w.run(1, 4)
+	w.all()
+	spoof := func() string {
+		t.Helper()
+		nstest.Shell(t, w.hosts[1].NS, "iptables-nft -I FORWARD -s "+other.Addrs[0].String()+" -j ACCEPT")
+		nstest.Batch(t, a.NS, "ip addr add "+other.Addrs[0].String()+"/32 dev eth0", "ip route replace 10.42.0.4/32 dev eth0 src "+other.Addrs[0].String())
+		w.misses(a, b)
+		nstest.Batch(t, a.NS, "ip route del 10.42.0.4/32", "ip addr del "+other.Addrs[0].String()+"/32 dev eth0")
+		out := nstest.Shell(t, w.hosts[1].NS, "iptables-nft -nvxL FORWARD 1")
+		nstest.Shell(t, w.hosts[1].NS, "iptables-nft -D FORWARD 1")
+		return strings.Fields(out)[0]
+	}
+	if n := spoof(); n != "0" {
+		t.Errorf("%s packets in another's name came to the other host", n)
+	}
+	nstest.Shell(t, w.hosts[0].NS, "sysctl -qw net.ipv4.conf."+endpoint(2).HostName()+".rp_filter=0")
+	if n := spoof(); n == "0" {
+		t.Error("without the setting none came either: this test shows nothing")
+	}
+	w.audit(0)
+	w.reach(a, other, b)
+}
+
+// A host whose device takes less than this one's: senders are told, and nothing vanishes.
+func TestAHostThatTakesLess(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dual(), 2, false)
+	w.view.Network.Pools = w.view.Network.Pools[:1]
+	h := w.view.Hosts[hostID(1)]
+	h.MTU = 1400
+	w.view.Hosts[hostID(1)] = h
 	a, b := w.run(0, 2), w.run(1, 4)
 	w.all()
-	nstest.Batch(t, a.NS, "ip addr add 10.42.0.77/16 dev eth0", "ip route replace 10.42.0.4/32 dev eth0 src 10.42.0.77")
+	if err := nstest.TryExchange(a.NS, netip.AddrPortFrom(b.Addrs[0], 7), 1500, patience); !errors.Is(err, unix.EMSGSIZE) {
+		t.Errorf("a packet that the other host does not take: %v", err)
+	}
+	if err := nstest.TryExchange(a.NS, netip.AddrPortFrom(b.Addrs[0], 7), 1400, patience); err != nil {
+		t.Errorf("one that it does: %v", err)
+	}
+	if rep := w.audit(0); rep.Changes.Total() != 0 || rep.Drift.Total() != 0 {
+		t.Errorf("an audit changed %v, drift %v", rep.Changes, rep.Drift)
+	}
+}
+
+// A user's own route to a container's address stays, and is told of.
+func TestSomebodyElsesRoute(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dual(), 2, false)
+	w.view.Network.Pools = w.view.Network.Pools[:1]
+	nstest.Run(t, w.hosts[0].NS, "ip route add 10.42.0.4/32 via 192.0.2.9")
+	w.run(0, 2)
+	w.run(1, 4)
+	w.all()
+	for range 2 {
+		if rep := w.audit(0); len(rep.Problems) != 1 || !strings.Contains(rep.Problems[0], "ip route del 10.42.0.4/32") {
+			t.Errorf("problems %q", rep.Problems)
+		}
+	}
+	w.gone(1, 4)
+	w.all()
+	if out := nstest.Run(t, w.hosts[0].NS, "ip route show 10.42.0.4/32"); !strings.Contains(out, "192.0.2.9") {
+		t.Errorf("the route is %q", out)
+	}
+}
+
+// Docker's chain comes late, after a reboot say: whoever starts then is let through.
+func TestDockersChainComesLate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dual(), 2, false)
+	w.view.Network.Pools = w.view.Network.Pools[:1]
+	nstest.Shell(t, w.hosts[0].NS, "iptables-nft -F FORWARD && iptables-nft -X DOCKER-USER")
+	a, b := w.run(0, 2), w.run(1, 4)
+	w.all()
 	w.misses(a, b)
-	nstest.Run(t, a.NS, "ip route del 10.42.0.4/32")
+	nstest.Shell(t, w.hosts[0].NS, "iptables-nft -N DOCKER-USER && iptables-nft -A FORWARD -j DOCKER-USER")
+	w.mustApply(0) // for whatever reason
 	w.reach(a, b)
+	// Somebody flushes it, and the next container does not wait for the audit.
+	nstest.Shell(t, w.hosts[0].NS, "iptables-nft -F DOCKER-USER")
+	c := w.run(0, 3)
+	w.all()
+	w.reach(c, b)
+}
+
+// The segment is another device's by now: what has been right so far is looked at anew.
+func TestTheSegmentMovesToAnotherDevice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dual(), 2, false)
+	w.view.Network.Pools = w.view.Network.Pools[:1]
+	a, b := w.run(0, 2), w.run(1, 4)
+	w.all()
+	w.reach(a, b)
+	ns := w.hosts[0].NS
+	nstest.Batch(t, ns, "ip link add other type veth peer name far", "ip link set other up", "ip link set far up", "ip route add 192.0.2.2/32 dev other")
+	rep := w.audit(0)
+	if got := w.routes(0); !strings.Contains(got, "10.42.0.4 via 192.0.2.2 dev other") || rep.Drift.Total() != 0 {
+		t.Errorf("routes\n%s\ndrift %v", got, rep.Drift)
+	}
+	nstest.Batch(t, ns, "ip route del 192.0.2.2/32 dev other")
+	w.audit(0)
+	w.reach(a, b)
+	// And now only a router leads there.
+	nstest.Batch(t, ns, "ip addr add 192.0.2.1/32 dev eth0", "ip addr del 192.0.2.1/24 dev eth0", "ip route add 192.0.2.77/32 dev eth0", "ip route add 192.0.2.0/24 via 192.0.2.77")
+	if rep := w.audit(0); len(rep.Problems) != 1 || !strings.Contains(rep.Problems[0], "segment") {
+		t.Errorf("problems %q", rep.Problems)
+	}
 }

@@ -170,7 +170,7 @@ func (r *run) sysctls(wanted []plan.Sysctl, drift bool) error {
 	}
 	for _, s := range wanted {
 		v, known := is[s.Name]
-		if v == s.Value || !known { // the kernel has no IPv6, which is said elsewhere
+		if v == s.Value || v == s.Also && v != "" || !known { // the kernel has no IPv6, which is said elsewhere
 			continue
 		}
 		if err := one(r.ctx, r.a.o.h, nl.SetSysctl{Name: s.Name, Value: s.Value}); err != nil {

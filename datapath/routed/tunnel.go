@@ -27,7 +27,7 @@ func (r *run) tunnel() (nl.Ref, error) {
 		if x.Alias != alias && x.Name != t.Name || x.Kind != nl.KindVXLAN {
 			continue
 		}
-		if x.VXLAN == nil || *x.VXLAN != fits {
+		if x.VXLAN == nil || *x.VXLAN != fits || x.Name != t.Name {
 			r.drift(x.Name, fmt.Sprintf("%+v", x.VXLAN), "a vxlan device as planned")
 			if err := one(r.ctx, o.h, nl.DelLink{Link: x.Ref}); err != nil && !errors.Is(err, nl.ErrNotFound) {
 				return nl.Ref{}, err
@@ -117,5 +117,11 @@ func (r *run) makeTunnel(t *plan.Tunnel) (nl.Link, error) {
 	if err != nil {
 		return nl.Link{}, err
 	}
-	return o.h.Link(context.WithoutCancel(r.ctx), nl.Ref{Name: t.Name})
+	ctx := context.WithoutCancel(r.ctx) // not half
+	l, err := o.h.Link(ctx, nl.Ref{Name: t.Name})
+	if err != nil {
+		return nl.Link{}, err
+	}
+	l.Alias = plan.TunnelAlias(r.a.id)
+	return l, one(ctx, o.h, nl.SetLink{Link: l.Ref, Alias: l.Alias})
 }

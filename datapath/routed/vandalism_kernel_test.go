@@ -37,6 +37,7 @@ func TestVandalism(t *testing.T) {
 		"it forwards nothing":             {"sysctl -qw net.ipv4.conf.END.forwarding=0", datapath.Counts{Sysctls: 1}},
 		"it takes every source":           {"sysctl -qw net.ipv4.conf.END.rp_filter=0", datapath.Counts{Sysctls: 1}},
 		"it answers no solicitations":     {"sysctl -qw net.ipv6.conf.END.proxy_ndp=0", datapath.Counts{Sysctls: 1}},
+		"it forwards no IPv6":             {"sysctl -qw net.ipv6.conf.END.forwarding=0", datapath.Counts{Sysctls: 1}},
 		"it hears router advertisements":  {"sysctl -qw net.ipv6.conf.END.accept_ra=2", datapath.Counts{Sysctls: 1}},
 		"the router is not there":         {"ip -6 neigh del proxy fd00:42::1 dev END", datapath.Counts{Neigh: 1}},
 		"somebody else is":                {"ip -6 neigh add proxy fd00:42::9 dev END", datapath.Counts{Neigh: 1}},

@@ -32,11 +32,14 @@ func (r *run) route() error {
 	for _, w := range r.u.Routes {
 		want.Paths = append(want.Paths, nl.Path{Dst: w.Dst, Via: w.Via})
 	}
-	far, err := a.routes.Apply(r.ctx, a.o.h, want, r.rep)
-	for _, via := range far {
+	res, err := a.routes.Apply(r.ctx, a.o.h, want, r.rep)
+	for _, dst := range res.Taken {
+		r.problem("somebody else has a route to %s, which is a container of another host's: ip route del %s", dst, dst)
+	}
+	for _, via := range res.Far {
 		r.problem("host %s is on no segment of this host, so its containers are not reached: a network of mode %s needs all hosts on one", via, r.u.Kind)
 	}
-	if len(far) > 0 {
+	if len(res.Far) > 0 {
 		a.soon()
 	}
 	return err

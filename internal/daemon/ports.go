@@ -29,7 +29,7 @@ func portsOf(networks []agent.NetworkState, hosts []carrick.Host, device string)
 		switch {
 		case !n.Plan.Present || n.Plan.Underlay != nil:
 			continue
-		case n.Plan.Routed != nil && len(n.Tunnelled) == 0:
+		case n.Plan.Routed != nil && n.Plan.Routed.Tunnel == nil:
 			continue
 		case n.Plan.Routed != nil:
 			t := n.Plan.Routed.Tunnel
@@ -40,8 +40,10 @@ func portsOf(networks []agent.NetworkState, hosts []carrick.Host, device string)
 			mtus[v.Port] = map[netip.Addr]int{}
 		}
 		most := mtus[v.Port]
-		for _, vtep := range n.Tunnelled {
-			most[vtep] = max(most[vtep], v.MTU)
+		for vtep, way := range n.Ways {
+			if way.Tunnelled() {
+				most[vtep] = max(most[vtep], v.MTU)
+			}
 		}
 		for _, r := range n.Plan.Remote {
 			most[r.VTEP] = max(most[r.VTEP], v.MTU)

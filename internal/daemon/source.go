@@ -152,23 +152,15 @@ func (s *source) Network(ctx context.Context, ref string) (status.Network, error
 }
 
 // ways is how this host reaches the others of a routed network.
-func (s *source) ways(st agent.NetworkState) map[string]carrick.Mode {
-	if st.Plan.Routed == nil {
-		return nil
-	}
+func (s *source) ways(st agent.NetworkState) map[string]string {
 	hosts, _ := s.cluster.Hosts()
 	names := map[netip.Addr]string{}
 	for _, h := range hosts {
 		names[h.VTEP] = h.Name
 	}
-	out := map[string]carrick.Mode{}
-	for _, r := range st.Plan.Routed.Routes {
-		if !r.Tunnelled {
-			out[cmp.Or(names[r.Via], r.Via.String())] = carrick.ModeRouted
-		}
-	}
-	for _, vtep := range st.Tunnelled {
-		out[cmp.Or(names[vtep], vtep.String())] = carrick.ModeVXLAN
+	out := map[string]string{}
+	for vtep, way := range st.Ways {
+		out[cmp.Or(names[vtep], vtep.String())] = string(way)
 	}
 	return out
 }

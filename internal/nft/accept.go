@@ -31,40 +31,67 @@ const acceptComment = "carrick "
 var ErrLegacy = errors.New("this host has legacy iptables, and no iptables-legacy in PATH that could change them")
 
 // User keeps rules in [UserChain]: of the family ip or ip6, in nftables, as iptables-nft
-// has it, or in legacy iptables. Each accepts what is sent within a prefix, and carries a
-// name in its comment. A user's own rules stay where they are, and before ours. Stateless,
-// and safe for concurrent use.
+// has it, in legacy iptables, or in both. Each accepts what is sent within a prefix, and
+// carries a name in its comment. They come after whatever others say there, and before the
+// RETURN that ends the chain. Stateless, and safe for concurrent use.
 type User struct{}
 
 // Set makes the rules of a name those of some prefixes, and returns how many rules that
-// took. Where there is no UserChain there are none: Docker keeps no rules of that family
-// then, or keeps them elsewhere.
-func (User) Set(ctx context.Context, ns netns.Namespace, name string, prefixes []netip.Prefix) (changed int, err error) {
-	if err := ctx.Err(); err != nil {
-		return 0, err
-	}
+// took, and whether every family of the prefixes has the chain: where there is none, Docker
+// keeps no rules of that family, or not yet. [ErrLegacy], if there are prefixes; the rest is
+// done.
+func (User) Set(ctx context.Context, ns netns.Namespace, name string, prefixes []netip.Prefix) (changed int, whole bool, err error) {
+	whole = true
 	var errs []error
-	for _, f := range []family{family4, family6} {
-		n, err := f.set(ctx, ns, name, slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return p.Addr().Is4() != f.four }))
-		changed += n
-		errs = append(errs, wrap("set the rules in "+UserChain+" of", ns, err))
+	for _, f := range families() {
+		own := slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return p.Addr().Is4() != f.four })
+		var there bool
+		err := again(ctx, func() error {
+			n, ok, err := f.set(ctx, ns, name, own)
+			changed += n
+			there = ok
+			return err
+		})
+		if len(own) == 0 && errors.Is(err, ErrLegacy) {
+			err = nil // and no rule of ours
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("set the rules in %s of network namespace %s: %w", UserChain, ns.Name(), err))
+		}
+		whole = whole && (there || len(own) == 0)
 	}
-	return changed, errors.Join(errs...)
+	return changed, whole, errors.Join(errs...)
 }
 
 // Names returns the names that have rules, sorted.
 func (User) Names(ctx context.Context, ns netns.Namespace) ([]string, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
 	var names []string
 	var errs []error
-	for _, f := range []family{family4, family6} {
-		found, err := f.names(ctx, ns)
-		names, errs = append(names, found...), append(errs, wrap("read "+UserChain+" of", ns, err))
+	for _, f := range families() {
+		err := again(ctx, func() error {
+			found, err := f.names(ctx, ns)
+			names = append(names, found...)
+			return err
+		})
+		if err != nil && !errors.Is(err, ErrLegacy) {
+			errs = append(errs, fmt.Errorf("read %s of network namespace %s: %w", UserChain, ns.Name(), err))
+		}
 	}
 	slices.Sort(names)
 	return slices.Compact(names), errors.Join(errs...)
+}
+
+// again repeats what was broken off because somebody else changed rules meanwhile.
+func again(ctx context.Context, do func() error) (err error) {
+	for range tries {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err = do(); !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return err
 }
 
 // family is a version of IP, as its packet filter sees it.
@@ -75,15 +102,13 @@ type family struct {
 	length uint32 // of an address, bytes; the destination follows the source
 }
 
-//nolint:gochecknoglobals // constants of a type that has none
-var (
-	family4 = family{true, nftables.TableFamilyIPv4, 12, 4}
-	family6 = family{false, nftables.TableFamilyIPv6, 8, 16}
-)
+func families() []family {
+	return []family{{true, nftables.TableFamilyIPv4, 12, 4}, {false, nftables.TableFamilyIPv6, 8, 16}}
+}
 
-func (f family) set(ctx context.Context, ns netns.Namespace, name string, prefixes []netip.Prefix) (changed int, err error) {
-	var there bool
-	err = with(ns, func(c *nftables.Conn) (err error) {
+// set does what [User.Set] does for a family, and says whether there is a chain.
+func (f family) set(ctx context.Context, ns netns.Namespace, name string, prefixes []netip.Prefix) (changed int, there bool, err error) {
+	err = with(ns, func(c *nftables.Conn) error {
 		chain, rules, err := f.chain(c)
 		if there = chain != nil; err != nil || !there {
 			return err
@@ -91,17 +116,16 @@ func (f family) set(ctx context.Context, ns netns.Namespace, name string, prefix
 		changed, err = f.change(c, chain, rules, name, prefixes)
 		return err
 	})
-	if err != nil || there {
-		return changed, err
+	if err != nil {
+		return changed, there, err
 	}
-	return legacy(f.four).set(ctx, ns, name, prefixes)
+	n, too, err := legacy(f.four).set(ctx, ns, name, prefixes)
+	return changed + n, there || too, err
 }
 
 func (f family) names(ctx context.Context, ns netns.Namespace) (names []string, err error) {
-	var there bool
 	err = with(ns, func(c *nftables.Conn) error {
-		chain, rules, err := f.chain(c)
-		there = chain != nil
+		_, rules, err := f.chain(c)
 		for _, r := range rules {
 			if n, ours := nameOf(r); ours {
 				names = append(names, n)
@@ -109,16 +133,17 @@ func (f family) names(ctx context.Context, ns netns.Namespace) (names []string, 
 		}
 		return err
 	})
-	if err != nil || there {
+	if err != nil {
 		return names, err
 	}
-	return legacy(f.four).names(ctx, ns)
+	more, err := legacy(f.four).names(ctx, ns)
+	return append(names, more...), err
 }
 
 // chain finds UserChain and its rules; nil if there is none.
 func (f family) chain(c *nftables.Conn) (*nftables.Chain, []*nftables.Rule, error) {
 	chains, err := c.ListChainsOfTableFamily(f.table)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
 		return nil, nil, nil // a kernel without nftables, or none of the family
 	}
 	if err != nil {
@@ -134,27 +159,31 @@ func (f family) chain(c *nftables.Conn) (*nftables.Chain, []*nftables.Rule, erro
 
 // change makes the rules of a name those of some prefixes, in one transaction.
 func (f family) change(c *nftables.Conn, chain *nftables.Chain, rules []*nftables.Rule, name string, prefixes []netip.Prefix) (changed int, err error) {
+	end := slices.IndexFunc(rules, returns) // what ends the chain for everything
+	if end < 0 {
+		end = len(rules)
+	}
 	missing := slices.Clone(prefixes)
-	var end *nftables.Rule // what ends the chain for everything
-	for _, r := range rules {
-		if n, ours := nameOf(r); ours && n == name {
-			i := slices.IndexFunc(missing, func(p netip.Prefix) bool { return same(r.Exprs, f.accept(p)) })
-			if i >= 0 && end == nil {
-				missing = slices.Delete(missing, i, i+1)
-				continue
-			}
-			if err := c.DelRule(r); err != nil {
-				return 0, err
-			}
-			changed++
-		} else if end == nil && returns(r) {
-			end = r
+	for at, r := range rules {
+		n, ours := nameOf(r)
+		if !ours || n != name {
+			continue
 		}
+		last := !slices.ContainsFunc(rules[at:max(at, end)], func(x *nftables.Rule) bool { _, ours := nameOf(x); return !ours })
+		i := slices.IndexFunc(missing, func(p netip.Prefix) bool { return same(r.Exprs, f.accept(p)) })
+		if i >= 0 && at < end && last {
+			missing = slices.Delete(missing, i, i+1)
+			continue
+		}
+		if err := c.DelRule(r); err != nil {
+			return 0, err
+		}
+		changed++
 	}
 	for _, p := range missing {
 		rule := &nftables.Rule{Table: chain.Table, Chain: chain, Exprs: f.accept(p), UserData: userdata.AppendString(nil, userdata.TypeComment, acceptComment+name)}
-		if end != nil {
-			rule.Position = end.Handle
+		if end < len(rules) {
+			rule.Position = rules[end].Handle
 			c.InsertRule(rule)
 		} else {
 			c.AddRule(rule)
@@ -164,7 +193,10 @@ func (f family) change(c *nftables.Conn, chain *nftables.Chain, rules []*nftable
 	if changed == 0 {
 		return 0, nil
 	}
-	return changed, c.Flush()
+	if err := c.Flush(); err != nil {
+		return 0, err
+	}
+	return changed, nil
 }
 
 // accept is -s PREFIX -d PREFIX -j ACCEPT.
@@ -220,9 +252,4 @@ func nameOf(r *nftables.Rule) (string, bool) {
 	}
 	comment, _, _ = strings.Cut(comment, "\x00")
 	return strings.CutPrefix(comment, acceptComment)
-}
-
-// spec is what iptables -S prints of an accept, after the chain.
-func spec(name string, p netip.Prefix) string {
-	return fmt.Sprintf("-s %s -d %s -m comment --comment %q -j ACCEPT", p, p, acceptComment+name)
 }

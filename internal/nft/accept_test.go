@@ -26,12 +26,13 @@ func TestAcceptsInDockersChain(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer ns.Close()
-			u := nft.User{}
+			u, chains := nft.User{}, false
 			pools := []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd00:42::/64")}
-			set := func(wantChanged int, name string, prefixes ...netip.Prefix) {
+			set := func(wantChanged bool, name string, prefixes ...netip.Prefix) {
 				t.Helper()
-				if n, err := u.Set(t.Context(), ns, name, prefixes); err != nil || n != wantChanged {
-					t.Fatalf("set the rules of %s: %d changed, %v; want %d", name, n, err, wantChanged)
+				n, whole, err := u.Set(t.Context(), ns, name, prefixes)
+				if err != nil || (n > 0) != wantChanged || whole != (chains || len(prefixes) == 0) {
+					t.Fatalf("set the rules of %s: %d changed, in every family %v, %v; want some %v", name, n, whole, err, wantChanged)
 				}
 			}
 			names := func(want ...string) {
@@ -50,16 +51,17 @@ func TestAcceptsInDockersChain(t *testing.T) {
 				_, rules, _ := strings.Cut(out, "\n")
 				return rules
 			}
-			set(0, "aa", pools...) // no chain, nothing to accept
+			set(false, "aa", pools...) // no chain, nothing to accept
 			names()
 			iptables("iptables -N DOCKER-USER")
 			iptables("iptables -A DOCKER-USER -s 10.42.0.9 -j DROP")
 			iptables("iptables -A DOCKER-USER -j RETURN")
 			iptables("ip6tables -N DOCKER-USER")
+			chains = true
 
-			set(2, "aa", pools...)
-			set(0, "aa", pools...)
-			set(1, "bb", netip.MustParsePrefix("10.43.7.0/27"))
+			set(true, "aa", pools...)
+			set(false, "aa", pools...)
+			set(true, "bb", netip.MustParsePrefix("10.43.7.0/27"))
 			names("aa", "bb")
 			want := `-A DOCKER-USER -s 10.42.0.9/32 -j DROP
 -A DOCKER-USER -s 10.42.0.0/16 -d 10.42.0.0/16 -m comment --comment "carrick aa" -j ACCEPT
@@ -74,27 +76,29 @@ func TestAcceptsInDockersChain(t *testing.T) {
 			again := `-s 10.42.0.0/16 -d 10.42.0.0/16 -m comment --comment "carrick aa" -j ACCEPT`
 			for _, c := range []struct {
 				hand    string
-				changes int
+				changes bool
 			}{
-				{"iptables -D DOCKER-USER " + again, 1},
-				{"iptables -A DOCKER-USER " + again, 1},
-				{"iptables -I DOCKER-USER " + strings.Replace(again, "-d 10.42.0.0/16", "-d 10.42.9.0/24", 1), 1},
-				{"iptables -I DOCKER-USER -s 10.42.0.0/16 -j ACCEPT", 0}, // somebody else's
-				{"iptables -I DOCKER-USER -j RETURN", 2},                 // it ends before ours
+				{"iptables -D DOCKER-USER " + again, true},
+				{"iptables -A DOCKER-USER " + again, true},
+				{"iptables -I DOCKER-USER " + strings.Replace(again, "-d 10.42.0.0/16", "-d 10.42.9.0/24", 1), true},
+				{"iptables -I DOCKER-USER -s 10.42.0.0/16 -j ACCEPT", false}, // somebody else's
+				// What is said after ours would be said in vain.
+				{"iptables -D DOCKER-USER -j RETURN; iptables -A DOCKER-USER -d 10.42.0.8 -j DROP; iptables -A DOCKER-USER -j RETURN", true},
+				{"iptables -I DOCKER-USER -j RETURN", true}, // it ends before ours
 			} {
 				iptables(c.hand)
 				set(c.changes, "aa", pools...)
-				set(0, "aa", pools...)
+				set(false, "aa", pools...)
 			}
 			if got := chain("iptables"); strings.Index(got, again) > strings.Index(got, "-j RETURN") || strings.Count(got, again) != 1 {
 				t.Errorf("the chain is\n%s", got)
 			}
 			iptables("iptables -D DOCKER-USER -j RETURN")
 			iptables("iptables -D DOCKER-USER -s 10.42.0.0/16 -j ACCEPT")
-			set(2, "aa")
-			set(1, "bb")
+			set(true, "aa")
+			set(true, "bb")
 			names()
-			if got, want := chain("iptables")+chain("ip6tables"), "-A DOCKER-USER -s 10.42.0.9/32 -j DROP\n-A DOCKER-USER -j RETURN"; got != want {
+			if got, want := chain("iptables")+chain("ip6tables"), "-A DOCKER-USER -s 10.42.0.9/32 -j DROP\n-A DOCKER-USER -d 10.42.0.8/32 -j DROP\n-A DOCKER-USER -j RETURN"; got != want {
 				t.Errorf("what is left is\n%s\nnot\n%s", got, want)
 			}
 		})

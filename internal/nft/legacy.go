@@ -87,49 +87,83 @@ func (l legacy) program(ctx context.Context) (string, error) {
 	return "", fmt.Errorf("%s: %w", name, ErrLegacy)
 }
 
-func (l legacy) set(ctx context.Context, ns netns.Namespace, name string, prefixes []netip.Prefix) (changed int, err error) {
+func (l legacy) set(ctx context.Context, ns netns.Namespace, name string, prefixes []netip.Prefix) (changed int, there bool, err error) {
 	err = netns.Do(ns, func() error {
-		run, rules, there, err := l.rules(ctx)
-		if err != nil || !there {
+		run, rules, ok, err := l.rules(ctx)
+		if there = ok; err != nil || !ok {
 			return err
 		}
-		missing := slices.Clone(prefixes)
 		end := slices.Index(rules, "-j RETURN") // what ends the chain for everything
-		var stray []int
-		for i, r := range rules {
-			if n, ours := nameIn(r); !ours || n != name {
-				continue
-			}
-			k := slices.IndexFunc(missing, func(p netip.Prefix) bool { return r == spec(name, p) })
-			if k >= 0 && (end < 0 || i < end) {
-				missing = slices.Delete(missing, k, k+1)
-				continue
-			}
-			stray = append(stray, i)
+		if end < 0 {
+			end = len(rules)
 		}
-		for _, i := range slices.Backward(stray) { // numbers of those before stay
-			if _, err := run("-D", UserChain, strconv.Itoa(i+1)); err != nil {
+		var ours []int
+		for at, r := range rules {
+			if n, is := nameIn(r); is && n == name {
+				ours = append(ours, at)
+			}
+		}
+		if right(rules, end, ours, name, prefixes) {
+			return nil
+		}
+		// All of them anew, by what they say: numbers are others' as soon as somebody inserts
+		// a rule, and of two that say the same the wrong one might go.
+		place := end
+		for _, at := range ours {
+			if _, err := run(append([]string{"-D", UserChain}, words(rules[at])...)...); err != nil {
 				return err
 			}
 			changed++
-			if i < end {
-				end--
+			if at < end {
+				place--
 			}
 		}
-		for _, p := range missing {
-			args := []string{"-A", UserChain}
-			if end >= 0 {
-				args = []string{"-I", UserChain, strconv.Itoa(end + 1)}
-				end++
-			}
-			if _, err := run(append(args, "-s", p.String(), "-d", p.String(), "-m", "comment", "--comment", acceptComment+name, "-j", "ACCEPT")...); err != nil {
+		for _, p := range prefixes {
+			place++
+			if _, err := run(append([]string{"-I", UserChain, strconv.Itoa(place)}, words(spec(name, p))...)...); err != nil {
 				return err
 			}
 			changed++
 		}
 		return nil
 	})
-	return changed, err
+	return changed, there, err
+}
+
+// right says whether the rules of a name, which are at some places of the chain, are those
+// of some prefixes, before its end and after what others say.
+func right(rules []string, end int, ours []int, name string, prefixes []netip.Prefix) bool {
+	if len(ours) != len(prefixes) {
+		return false
+	}
+	for _, p := range prefixes {
+		if !slices.ContainsFunc(ours, func(at int) bool { return at < end && rules[at] == spec(name, p) }) {
+			return false
+		}
+	}
+	for _, at := range ours {
+		if slices.ContainsFunc(rules[at:end], func(x string) bool { _, ours := nameIn(x); return !ours }) {
+			return false
+		}
+	}
+	return true
+}
+
+// spec is what iptables -S prints of an accept, after the chain.
+func spec(name string, p netip.Prefix) string {
+	return fmt.Sprintf("-s %s -d %s -m comment --comment %q -j ACCEPT", p, p, acceptComment+name)
+}
+
+// words are the arguments that a rule was printed of: those with spaces are in quotes.
+func words(rule string) (out []string) {
+	for i, part := range strings.Split(rule, `"`) {
+		if i%2 == 1 {
+			out = append(out, part)
+			continue
+		}
+		out = append(out, strings.Fields(part)...)
+	}
+	return out
 }
 
 func (l legacy) names(ctx context.Context, ns netns.Namespace) (names []string, err error) {

@@ -66,7 +66,14 @@ func (h *handle) Routes(ctx context.Context) ([]Route, error) {
 					link = r.MultiPath[0].LinkIndex
 				}
 				src, _ := netip.AddrFromSlice(r.Src)
-				via, _ := netip.AddrFromSlice(r.Gw)
+				gw := r.Gw
+				if gw == nil && len(r.MultiPath) > 0 {
+					gw = r.MultiPath[0].Gw
+				}
+				if v, ok := r.Via.(*netlink.Via); ok && gw == nil { // of another family
+					gw = v.Addr
+				}
+				via, _ := netip.AddrFromSlice(gw)
 				out = append(out, Route{
 					Dst: dst, Link: link, Via: via.Unmap(), Source: src.Unmap(), Metric: uint32(r.Priority), MTU: r.MTU, Protocol: uint8(r.Protocol),
 					Unreachable: nowhere, OnLink: r.Flags&unix.RTNH_F_ONLINK != 0,

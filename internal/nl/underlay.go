@@ -191,6 +191,8 @@ type Path struct {
 	// Unreachable: packets to Dst are refused with an ICMP message. It has neither Via
 	// nor Link.
 	Unreachable bool
+	// MTU is the largest packet that the way carries, in bytes; 0: what its link does.
+	MTU int
 	// Metric is the route's rank among those to the same destination, the least first;
 	// 0: what the kernel gives one without, 0 of IPv4 and 1024 of IPv6.
 	Metric uint32
@@ -214,6 +216,9 @@ func (p Path) String() string {
 	}
 	if p.Metric != 0 {
 		fmt.Fprintf(&b, " metric %d", p.Metric)
+	}
+	if p.MTU != 0 {
+		fmt.Fprintf(&b, " mtu %d", p.MTU)
 	}
 	return b.String()
 }
@@ -393,6 +398,9 @@ func (e *encoder) route(p Path) {
 	}
 	if p.Metric != 0 {
 		e.attrU32(unix.RTA_PRIORITY, p.Metric)
+	}
+	if p.MTU != 0 {
+		e.nest(unix.RTA_METRICS, func() { e.attrU32(unix.RTAX_MTU, uint32(p.MTU)) })
 	}
 }
 
