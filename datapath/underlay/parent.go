@@ -52,6 +52,9 @@ func (o *Host) CheckParent(ctx context.Context, n carrick.Network, p carrick.Par
 	case parent.MAC.IsZero() || parent.Kind == nl.KindMacvlan || parent.Kind == nl.KindIPvlan:
 		return fmt.Errorf("parent %s: %w: it is no Ethernet device of the host's own: it has %s", p.Name, ErrParentBusy, o.devices(ctx))
 	}
+	if n.Mode == carrick.ModeSRIOV {
+		return o.checkFunctions(ctx, parent)
+	}
 	if n.Routes() && o.cfg.Local.IsValid() {
 		if err := o.leadsHere(ctx, parent); err != nil {
 			return fmt.Errorf("-o ipvlan_mode=%s: parent %s: %w", n.Submode, p.Name, err)
