@@ -356,7 +356,7 @@ func TestFunctionsAreVandalised(t *testing.T) {
 	}
 	c.view.Endpoints = nil
 	c.apply("")
-	if got := c.state(); got != strings.ReplaceAll(strings.ReplaceAll(before, "eth1", "eth0v0"), was(0).String(), mac(2).String()) {
+	if got := c.state(); !strings.HasPrefix(got, "eth0v0 ") || strings.Contains(got, mac(2).String()) || strings.Contains(got, "carrick") {
 		t.Errorf("the host has\n%s\nhad\n%s", got, before)
 	}
 }

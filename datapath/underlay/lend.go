@@ -2,6 +2,7 @@ package underlay
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"time"
@@ -262,7 +263,12 @@ func (o *Host) giveBack(ctx context.Context, lent nl.Link) error {
 			was.Name = functionName(pf, number)
 		}
 	}
-	if !was.MAC.IsZero() && l.MAC != was.MAC {
+	if was.MAC.IsZero() {
+		// Not the endpoint's: another function may have that by tomorrow, and a card that
+		// has two of a MAC chooses one.
+		was.MAC = randomMAC()
+	}
+	if l.MAC != was.MAC {
 		// It works with another as well: the next endpoint's is set in any case.
 		if err := one(ctx, o.h, nl.SetLink{Link: l.Ref, MAC: was.MAC}); err != nil {
 			o.cfg.Log.Debug("virtual function keeps its MAC", "device", l.Name, "err", err)
@@ -282,6 +288,13 @@ func (o *Host) giveBack(ctx context.Context, lent nl.Link) error {
 		return fail(err)
 	}
 	return nil
+}
+
+// randomMAC is a unicast address that is nobody's (IEEE 802 §8.2.2).
+func randomMAC() (m carrick.MAC) {
+	_, _ = rand.Read(m[:]) // never fails (Go 1.24)
+	m[0] = m[0]&^1 | 2
+	return m
 }
 
 // release has a physical function forget which MAC one of its virtual ones sends from, or
