@@ -63,6 +63,27 @@ func (o *Host) lend(device string, id carrick.NetworkID, ep carrick.EndpointID) 
 	o.out[device] = lent{id, ep}
 }
 
+// lentAs says whether a MAC is of a virtual function that a container of this host has. A
+// physical function hears its own virtual ones, as a device does not those that stand on
+// it; who of ours has which address is not the segment's to say.
+func (o *Host) lentAs(ctx context.Context, pf nl.Link, mac carrick.MAC) bool {
+	o.parents.Lock()
+	defer o.parents.Unlock()
+	if len(o.out) == 0 {
+		return false
+	}
+	macs, err := o.h.VFs(ctx, pf.Ref)
+	if err != nil {
+		return false
+	}
+	for device := range o.out {
+		if of, number, ok := o.physical(device); ok && of == pf.Device && macs[number] == mac {
+			return true
+		}
+	}
+	return false
+}
+
 // equip makes a virtual function in the host's namespace the endpoint's: its MAC, first
 // where its packets are checked, and the name by which Docker moves it. It says what
 // differed, "" if nothing did.

@@ -108,7 +108,7 @@ func (o *Host) Foreign(ctx context.Context, p carrick.Parent, a netip.Addr) (str
 		return "this host itself", nil
 	}
 	holder, err := dad.Ask(ctx, o.host, dad.Link{Index: l.Index, MAC: l.MAC}, a)
-	if err != nil || holder.IsZero() {
+	if err != nil || holder.IsZero() || o.lentAs(ctx, l, holder) {
 		return "", err
 	}
 	return holder.String() + " on the segment of " + p.Name, nil
