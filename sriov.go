@@ -2,9 +2,9 @@ package carrick
 
 import "fmt"
 
-// ModeSRIOV: each container has a virtual function of a device of its host for itself,
-// which the hardware keeps apart and connects to the segment. Its parent is the physical
-// function.
+// ModeSRIOV gives each container a virtual function of a device of its host for itself,
+// which the hardware keeps apart and connects to the segment. The network's parent is the
+// physical function.
 const ModeSRIOV Mode = "sriov"
 
 // WholeDevices says why not all of a list of parents can be physical functions: a VLAN's

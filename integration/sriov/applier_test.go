@@ -97,6 +97,12 @@ func (w *world) twoContainers() (a, b *nstest.Container) {
 		w.t.Errorf("the host does not reach its container: %v", err)
 	}
 	w.run("ip addr del 10.42.0.250/16 dev pf0")
+	// So it hears its own containers when it asks who has an address.
+	for addr, want := range map[netip.Addr]string{a.Addrs[0]: "", undertest.Addr(99): "", w.far.Addrs[0]: vmtest.CardMAC(1).String() + " on the segment of pf0"} {
+		if who, err := w.on.Foreign(w.t.Context(), carrick.Parent{Name: "pf0"}, addr); err != nil || who != want {
+			w.t.Errorf("%s is held by %q, %v, not by %q", addr, who, err, want)
+		}
+	}
 	// The card does not let a container send under another MAC, nor its driver take one.
 	if out, err := nstest.Try(a.NS, "ip link set eth0 address 02:00:00:00:00:99"); err == nil {
 		w.t.Errorf("a container took another MAC: %s", out)

@@ -114,8 +114,12 @@ func (w *world) functions(n int) {
 
 func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
-	for end := time.Now().Add(slow); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
+	limit, again := time.After(slow), time.NewTicker(20*time.Millisecond)
+	defer again.Stop()
+	for !ok() {
+		select {
+		case <-again.C:
+		case <-limit:
 			w.t.Fatalf("not within %s: %s\n%s", slow, what, w.run("ip -d link show"))
 		}
 	}
