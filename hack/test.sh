@@ -118,7 +118,7 @@ tier() {
             # the race detector: it costs most where every instruction is emulated.
             gotest vm -p 1 -timeout 15m $vm
         elif [[ $1 == sriov ]]; then
-            if ! tools/install.sh vm qemu; then
+            if ! tools/install.sh vm qemu dockerd runc; then
                 "$work/testreport" fail sriov "$results"
                 return 1
             fi

@@ -1,6 +1,7 @@
 // Package underlay makes a host's kernel hold what a plan says of networks whose
-// containers stand on a device of the host: a macvlan or ipvlan device per endpoint,
-// the 802.1q sub-interface below them, and routes to containers of other hosts.
+// containers stand on a device of the host: a macvlan or ipvlan device per endpoint, or
+// a virtual function that the endpoint is lent, the 802.1q sub-interface below them, and
+// routes to containers of other hosts.
 //
 // There is one way in, as in package datapath: hand [Applier.Apply] the whole desired
 // state of a network, as often as you like. It looks at the host's links each time, and
@@ -12,6 +13,10 @@
 // an endpoint of the journal has; a sub-interface by its alias; a route by its protocol
 // ([nl.RouteProtocol]). Who removes them: the network's last plan, which is that
 // nothing exists; and [Host.Collect], for what several networks share.
+//
+// A virtual function is hardware: it is never deleted, but given back, by the same two.
+// A restart knows one that is lent by its alias, which is set before anything else and
+// says what it was before (see [plan.FunctionAlias]); one that lost it by its name.
 package underlay
 
 import (

@@ -3,6 +3,7 @@ package sriov_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,11 +18,31 @@ import (
 	"github.com/carrick-net/carrick/internal/vmtest"
 )
 
-// envAgent tells the guest which program was built for it.
-const envAgent = "CARRICK_SRIOV_AGENT"
+// They tell the guest which programs were made for it.
+const (
+	envAgent  = "CARRICK_SRIOV_AGENT"
+	envEngine = "CARRICK_SRIOV_ENGINE" // its command line
+)
 
-// A real engine and a real agent on a card with two virtual functions.
-func TestEngine(t *testing.T) {
+// A real engine and a real agent on a card with two virtual functions: the engine that
+// Debian 12 has, and a current one, which take devices in and out in other moments.
+func TestEngineOfDebian(t *testing.T) {
+	engine(t, func() string { return "dockerd" })
+}
+
+func TestCurrentEngine(t *testing.T) {
+	engine(t, func() string {
+		out, err := exec.CommandContext(t.Context(), "../../tools/install.sh", "dockerd", "runc").Output()
+		paths := strings.Fields(string(out))
+		if err != nil || len(paths) != 3 {
+			t.Fatalf("tools/install.sh dockerd runc: %v: %q", err, out)
+		}
+		return fmt.Sprintf("%s --userland-proxy-path %s --add-runtime tools-runc=%s --default-runtime tools-runc", paths[0], paths[1], paths[2])
+	})
+}
+
+func engine(t *testing.T, command func() string) {
+	t.Helper()
 	nstest.RequireRoot(t)
 	if os.Getenv(envAgent) == "" {
 		agent := filepath.Join(t.TempDir(), "carrick")
@@ -31,6 +52,7 @@ func TestEngine(t *testing.T) {
 			t.Fatalf("%v\n%s", err, out)
 		}
 		t.Setenv(envAgent, agent)
+		t.Setenv(envEngine, command())
 	}
 	vmtest.Run(t, vmtest.Needs{Cards: 2, Memory: 2048}, func(t *testing.T) {
 		w := newWorld(t)
@@ -110,7 +132,7 @@ func exists(path string) bool {
 func (m *machine) startEngine() {
 	m.t.Helper()
 	began := time.Now()
-	m.daemon("dockerd", "--data-root", "/run/docker-data", "--storage-driver", "overlay2", "--bridge", "none", "--iptables=false", "--log-level", "warn")
+	m.daemon(append(strings.Fields(os.Getenv(envEngine)), "--data-root", "/run/docker-data", "--storage-driver", "overlay2", "--bridge", "none", "--iptables=false", "--log-level", "warn")...)
 	for range 6 { // of what an emulated machine needs, minutes at worst
 		if m.soon(func() bool { _, err := m.try("docker", "version"); return err == nil }) {
 			m.t.Logf("the engine answers after %s", time.Since(began).Round(time.Millisecond))
