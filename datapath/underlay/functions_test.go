@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/datapath"
 	"github.com/carrick-net/carrick/datapath/underlay"
@@ -387,5 +389,59 @@ func TestAFunctionComesHome(t *testing.T) {
 	c.apply("")
 	if got := c.state(); got != before {
 		t.Errorf("the host has\n%s\nhad\n%s", got, before)
+	}
+}
+
+// A card that cannot be told leaves the function as it was, and one that must be told some
+// MAC is told the one of before.
+func TestACardRefuses(t *testing.T) {
+	t.Parallel()
+	c := newCard(t, 1)
+	before := c.state()
+	c.add(2)
+	c.k.FailNext("SetVF", unix.EOPNOTSUPP)
+	err := c.apply("").Endpoints[undertest.Endpoint(2)]
+	if !errors.Is(err, nl.ErrNotSupported) {
+		t.Errorf("%v", err)
+	}
+	says(t, err, "host h1", "parent eth0", "virtfn0", "ip link set eth0 vf 0 mac "+mac(2).String())
+	if got := c.state(); got != before {
+		t.Errorf("the host has\n%s\nhad\n%s", got, before)
+	}
+	if err := c.apply("").Endpoints[undertest.Endpoint(2)]; err != nil {
+		t.Error(err)
+	}
+	c.view.Endpoints = nil
+	c.k.FailNext("SetVF", unix.EINVAL)
+	c.apply("")
+	if got := c.state(); got != strings.Replace(before, carrick.MAC{}.String(), was(0).String(), 1) {
+		t.Errorf("the host has\n%s\nhad\n%s", got, before)
+	}
+}
+
+// The network's device is another one from now on: a function that no container has yet
+// goes back to its card, and the endpoint gets one of the other.
+func TestAnotherCard(t *testing.T) {
+	t.Parallel()
+	c := newCard(t, 1)
+	const other, function = "0000:05:00.0", "0000:05:10.0"
+	c.write(other+"/sriov_totalvfs", "7\n")
+	c.k.AddForeign("", nl.Link{Ref: nl.Ref{Name: "ens9"}, MTU: 1500, Up: true, Device: other})
+	c.symlink("../"+function, other+"/virtfn0")
+	c.symlink("../"+other, function+"/physfn")
+	c.symlink("../../../bus/pci/drivers/igbvf", function+"/driver")
+	c.write(function+"/net/x", "")
+	c.k.AddVF("ens9", 0, nl.Link{Ref: nl.Ref{Name: "ens10"}, MTU: 1500, MAC: was(9), Device: function})
+	c.add(2)
+	c.apply("")
+	c.view.Network.Parent = "ens9"
+	if err := c.apply("audit").Endpoints[undertest.Endpoint(2)]; err != nil {
+		t.Error(err)
+	}
+	got := c.state()
+	for _, want := range []string{fmt.Sprintf("eth1 %s mtu 1500 %q up false", was(0), ""), undertest.Endpoint(2).OuterName() + " " + mac(2).String(), "/vf/ens10/" + was(9).String()} {
+		if !strings.Contains(got, want) {
+			t.Errorf("the host has\n%s\nwant %s", got, want)
+		}
 	}
 }

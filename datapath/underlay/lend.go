@@ -272,6 +272,11 @@ func (o *Host) giveBack(ctx context.Context, lent nl.Link) error {
 		}
 	}
 	was, _ := plan.ParseFunctionAlias(l.Alias)
+	if was.MAC.IsZero() {
+		// Not the endpoint's: another function may have that by tomorrow, and a card that
+		// has two of a MAC chooses one.
+		was.MAC = randomMAC()
+	}
 	pf, number, found, err := o.physicalLink(ctx, l)
 	if err != nil {
 		return fail(err)
@@ -284,14 +289,9 @@ func (o *Host) giveBack(ctx context.Context, lent nl.Link) error {
 			was.Name = functionName(pf, number)
 		}
 	}
-	if was.MAC.IsZero() {
-		// Not the endpoint's: another function may have that by tomorrow, and a card that
-		// has two of a MAC chooses one.
-		was.MAC = randomMAC()
-	}
 	if l.MAC != was.MAC {
 		// It works with another as well: the next endpoint's is set in any case.
-		if err := one(ctx, o.h, nl.SetLink{Link: l.Ref, MAC: was.MAC}); err != nil {
+		if err := o.setMAC(ctx, l, was.MAC); err != nil {
 			o.cfg.Log.Debug("virtual function keeps its MAC", "device", l.Name, "err", err)
 		}
 	}
@@ -322,8 +322,8 @@ func randomMAC() (m carrick.MAC) {
 // if it must have one say the one of before.
 func (o *Host) release(ctx context.Context, pf nl.Link, number int, before carrick.MAC) error {
 	err := one(ctx, o.h, nl.SetVF{PF: pf.Ref, Number: number})
-	if err == nil || before.IsZero() {
-		return err
+	if err == nil {
+		return nil
 	}
 	if again := one(ctx, o.h, nl.SetVF{PF: pf.Ref, Number: number, MAC: before}); again != nil {
 		return errors.Join(err, again)

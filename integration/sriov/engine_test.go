@@ -72,7 +72,7 @@ func engine(t *testing.T, command func() string) {
 // machine is a guest with an engine and an agent.
 type machine struct {
 	*world
-	agent *exec.Cmd
+	agent, engine *exec.Cmd
 }
 
 // try runs a program of the guest's and returns what it says.
@@ -132,7 +132,7 @@ func exists(path string) bool {
 func (m *machine) startEngine() {
 	m.t.Helper()
 	began := time.Now()
-	m.daemon(append(strings.Fields(os.Getenv(envEngine)), "--data-root", "/run/docker-data", "--storage-driver", "overlay2", "--bridge", "none", "--iptables=false", "--log-level", "warn")...)
+	m.engine = m.daemon(append(strings.Fields(os.Getenv(envEngine)), "--data-root", "/run/docker-data", "--storage-driver", "overlay2", "--bridge", "none", "--iptables=false", "--log-level", "warn")...)
 	for range 6 { // of what an emulated machine needs, minutes at worst
 		if m.soon(func() bool { _, err := m.try("docker", "version"); return err == nil }) {
 			m.t.Logf("the engine answers after %s", time.Since(began).Round(time.Millisecond))
@@ -215,6 +215,14 @@ func (m *machine) containers() {
 	m.startAgent()
 	m.pings("ann", "bob")
 	m.must("docker", "restart", "-t", "0", "ann")
+	m.pings("ann", "bob", far)
+	// An engine that is killed, and its containers with it when it is back.
+	if err := m.engine.Process.Kill(); err != nil {
+		m.t.Fatal(err)
+	}
+	_ = m.engine.Wait()
+	m.startEngine()
+	m.must("docker", "start", "ann", "bob")
 	m.pings("ann", "bob", far)
 	// A container that is killed, and one whose device dies with its namespace.
 	m.must("docker", "rm", "-f", "ann")
