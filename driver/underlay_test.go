@@ -174,7 +174,7 @@ func TestOptionsOfOtherModes(t *testing.T) {
 		"VLAN of sriov":    {"", map[string]string{"mode": "sriov", "parent": "h2:eth0,*:eth1.50"}, []string{"eth1.50", "(sriov)", "name eth1", "ip link set eth1 vf N vlan 50", "mode=macvlan"}},
 		"mode of sriov":    {"", map[string]string{"mode": "sriov", "parent": "eth1", "macvlan_mode": "bridge"}, []string{"macvlan_mode=bridge", "(sriov)"}},
 		"no parent of it":  {"", map[string]string{"mode": "sriov"}, []string{"mode=sriov", "parent=DEVICE"}},
-		"no such mode":     {"", map[string]string{"mode": "sr-iov"}, []string{"mode=sr-iov", "vxlan, macvlan, ipvlan or sriov"}},
+		"no such mode":     {"", map[string]string{"mode": "sr-iov"}, []string{"mode=sr-iov", "vxlan, routed, macvlan, ipvlan or sriov"}},
 		"not this host":    {"", map[string]string{"mode": "macvlan", "parent": "h2:eth1"}, []string{"parent=h2:eth1", "h1:DEVICE"}},
 		"not there":        {"", map[string]string{"mode": "macvlan", "parent": "eth7"}, []string{"eth7", "no such device"}},
 		"another parent":   {"10.50.0.0/16", map[string]string{"mode": "macvlan", "parent": "eth1.3"}, []string{"parent is eth1 there and eth1.3 here"}},
