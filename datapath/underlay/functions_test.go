@@ -379,6 +379,13 @@ func TestAFunctionComesHome(t *testing.T) {
 		t.Fatal(err)
 	}
 	heard(t, a.Changed())
+	c.apply("")
+	drain(a.Changed())
+	// It may as well have the name that it had before it was lent.
+	if err := c.k.As("", nl.SetLink{Link: c.k.Ref("", undertest.Endpoint(2).OuterName()), Rename: "eth1"}); err != nil {
+		t.Fatal(err)
+	}
+	heard(t, a.Changed())
 	if rep := c.apply(""); rep.Drift.Total() != 0 || rep.Endpoints[undertest.Endpoint(2)] != nil {
 		t.Errorf("drift %v, %v", rep.Drift, rep.Endpoints)
 	}
@@ -443,5 +450,26 @@ func TestAnotherCard(t *testing.T) {
 		if !strings.Contains(got, want) {
 			t.Errorf("the host has\n%s\nwant %s", got, want)
 		}
+	}
+}
+
+// Two containers die, and the function of one comes home under the name that the other's
+// had before it was lent: both are what they were.
+func TestFunctionsComeHomeUnderEachOthersNames(t *testing.T) {
+	t.Parallel()
+	c := newCard(t, 2)
+	before := c.state()
+	c.add(2)
+	c.add(3)
+	c.apply("")
+	if err := c.k.As("",
+		nl.SetLink{Link: c.k.Ref("", undertest.Endpoint(2).OuterName()), Rename: "dev9"},
+		nl.SetLink{Link: c.k.Ref("", undertest.Endpoint(3).OuterName()), Rename: "eth1"}); err != nil {
+		t.Fatal(err)
+	}
+	c.view.Endpoints = nil
+	c.apply("")
+	if got := c.state(); got != before {
+		t.Errorf("the host has\n%s\nhad\n%s", got, before)
 	}
 }

@@ -77,6 +77,11 @@ type Host struct {
 	// seen it: only for people, since out of sight is out of sight.
 	out map[string]lent
 
+	quiet sync.Mutex // below every other lock; guards returning
+	// returning has the indices of virtual functions that are being given back, or were
+	// and have not been lent since.
+	returning map[int]bool
+
 	mu       sync.Mutex // guards networks; above every Applier's mu
 	networks map[carrick.NetworkID]*Applier
 }

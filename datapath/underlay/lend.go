@@ -38,6 +38,7 @@ func (r *run) take(c plan.Child, pf nl.Link) error {
 		ctx := context.WithoutCancel(r.ctx) // not half
 		was := plan.Function{Name: l.Name, MAC: l.MAC}
 		l.Alias = plan.FunctionAlias(r.a.id, c.Endpoint, was)
+		o.expect(l, false)
 		if err := one(ctx, o.h, nl.SetLink{Link: l.Ref, Alias: l.Alias}); err != nil {
 			return err
 		}
@@ -266,6 +267,7 @@ func (o *Host) giveBack(ctx context.Context, lent nl.Link) error {
 	if err != nil {
 		return fail(err)
 	}
+	o.expect(l, true)
 	if l.Up {
 		if err := one(ctx, o.h, nl.SetLink{Link: l.Ref, Up: nl.Off}); err != nil {
 			return fail(err)
@@ -296,7 +298,7 @@ func (o *Host) giveBack(ctx context.Context, lent nl.Link) error {
 		}
 	}
 	if was.Name != "" && l.Name != was.Name {
-		err := one(ctx, o.h, nl.SetLink{Link: l.Ref, Rename: was.Name})
+		err := o.rename(ctx, l, was.Name)
 		if errors.Is(err, nl.ErrExists) && found && functionName(pf, number) != was.Name {
 			err = one(ctx, o.h, nl.SetLink{Link: l.Ref, Rename: functionName(pf, number)})
 		}
@@ -316,6 +318,37 @@ func randomMAC() (m carrick.MAC) {
 	_, _ = rand.Read(m[:]) // never fails (Go 1.24)
 	m[0] = m[0]&^1 | 2
 	return m
+}
+
+// rename gives a virtual function the name of before. Another that has it, since it came
+// home from a container under that, gets its endpoint's.
+func (o *Host) rename(ctx context.Context, l nl.Link, name string) error {
+	err := one(ctx, o.h, nl.SetLink{Link: l.Ref, Rename: name})
+	if !errors.Is(err, nl.ErrExists) {
+		return err
+	}
+	x, xerr := o.h.Link(ctx, nl.Ref{Name: name})
+	_, ep, ours := plan.ParseChildAlias(x.Alias)
+	if xerr != nil || !ours || !o.borrowed(x) {
+		return err
+	}
+	if xerr := one(ctx, o.h, nl.SetLink{Link: x.Ref, Rename: ep.OuterName()}); xerr != nil {
+		return errors.Join(err, xerr)
+	}
+	return one(ctx, o.h, nl.SetLink{Link: l.Ref, Rename: name})
+}
+
+// expect notes that events about a virtual function are this host's own doing, while it
+// is given back, or may not be.
+func (o *Host) expect(l nl.Link, own bool) {
+	o.quiet.Lock()
+	defer o.quiet.Unlock()
+	if o.returning == nil {
+		o.returning = map[int]bool{}
+	}
+	if delete(o.returning, l.Index); own {
+		o.returning[l.Index] = true
+	}
 }
 
 // release has a physical function forget which MAC one of its virtual ones sends from, or
@@ -392,11 +425,15 @@ func (r *run) standsOn(l, parent nl.Link, home nl.NSID) bool {
 	return l.Kind == string(r.u.Kind) && l.Peer == parent.Index && l.PeerNS == home
 }
 
-// cameHome says whether an event is a virtual function of the network's that was a
-// container's: it has neither the name by which Docker brings it back, before it says
-// so, nor the one of before.
+// cameHome says whether an event is a virtual function of the network's that was in a
+// container: it has not the name by which Docker brings it back, before it says so, and
+// is not one that is being given back.
 func (a *Applier) cameHome(e nl.LinkEvent) bool {
 	id, ep, ok := plan.ParseChildAlias(e.Link.Alias)
-	was, lent := plan.ParseFunctionAlias(e.Link.Alias)
-	return ok && lent && !e.Gone && id == a.id && e.Link.Name != ep.OuterName() && e.Link.Name != was.Name
+	if _, lent := plan.ParseFunctionAlias(e.Link.Alias); !ok || !lent || e.Gone || id != a.id || e.Link.Name == ep.OuterName() {
+		return false
+	}
+	a.o.quiet.Lock()
+	defer a.o.quiet.Unlock()
+	return !a.o.returning[e.Link.Index]
 }

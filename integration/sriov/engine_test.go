@@ -65,7 +65,9 @@ func engine(t *testing.T, command func() string) {
 		before := w.state()
 		m.containers()
 		m.must("docker", "network", "rm", "lan")
-		w.eventually("the host is as before", func() bool { return w.state() == before })
+		if !m.soon(func() bool { return w.state() == before }) {
+			t.Errorf("the host has\n%s\nhad\n%s", w.state(), before)
+		}
 	})
 }
 
