@@ -40,6 +40,10 @@ test-kernel: ## tests on the real kernel, in namespaces of their own (root)
 test-vm: ## tests of what kernels may lack, in a virtual machine where this one does (root)
 	@hack/test.sh vm
 
+.PHONY: test-sriov
+test-sriov: ## virtual functions of a network card that QEMU has (root); make test leaves it out
+	@hack/test.sh sriov
+
 .PHONY: test-integration
 test-integration: ## simulated hosts with real engines and a real Consul (root)
 	@hack/test.sh integration
@@ -91,8 +95,8 @@ plugin: build ## the managed plugin carrick/carrick:VERSION in the local engine
 	@hack/plugin.sh
 
 .PHONY: tools
-tools: ## build Consul, a current engine, runc, docker compose, the linter and a guest's files into the cache
-	@tools/install.sh consul dockerd runc compose golangci-lint vm
+tools: ## build Consul, a current engine, runc, docker compose, the linter, a guest's files and a QEMU into the cache
+	@tools/install.sh consul dockerd runc compose golangci-lint vm qemu
 
 .PHONY: deps
 deps: ## install what building, running and testing needs (Debian 12, root)

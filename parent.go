@@ -18,7 +18,7 @@ const (
 
 // Underlay says whether a mode's containers stand on a device of their host (see
 // [Network].Parent) rather than on a bridge of Carrick's.
-func (m Mode) Underlay() bool { return m == ModeMacvlan || m == ModeIPvlan }
+func (m Mode) Underlay() bool { return m == ModeMacvlan || m == ModeIPvlan || m == ModeSRIOV }
 
 // Bridged says whether a mode's containers are on a bridge of Carrick's, in a namespace of
 // its own.

@@ -364,7 +364,7 @@ func (w Want) suits(mode carrick.Mode) error {
 		{"flood", switchSaid(w.Flood), []carrick.Mode{carrick.ModeVXLAN}},
 		{"mcast_snooping", switchSaid(w.Snoop), []carrick.Mode{carrick.ModeVXLAN}},
 		{"storm", said(w.Storm), []carrick.Mode{carrick.ModeVXLAN}},
-		{"parent", w.Parent, []carrick.Mode{carrick.ModeMacvlan, carrick.ModeIPvlan}},
+		{"parent", w.Parent, []carrick.Mode{carrick.ModeMacvlan, carrick.ModeIPvlan, carrick.ModeSRIOV}},
 		{"macvlan_mode", w.MacvlanMode, []carrick.Mode{carrick.ModeMacvlan}},
 		{"ipvlan_mode", w.IPvlanMode, []carrick.Mode{carrick.ModeIPvlan}},
 		{"ipvlan_flag", w.IPvlanFlag, []carrick.Mode{carrick.ModeIPvlan}},
@@ -375,6 +375,15 @@ func (w Want) suits(mode carrick.Mode) error {
 	}
 	if mode.Underlay() && w.Parent == "" {
 		return fmt.Errorf("-o mode=%s %w without -o parent=DEVICE: name the device of each host that containers are to stand on, as parent=eth1, parent=eth1.50 or parent=hostA:eth1,*:eth0", mode, ErrOption)
+	}
+	if mode == carrick.ModeSRIOV {
+		parents, err := carrick.ParseParents(w.Parent)
+		if err == nil {
+			err = parents.WholeDevices()
+		}
+		if err != nil {
+			return fmt.Errorf("-o parent=%s %w (%s): %w", w.Parent, ErrOption, mode, err)
+		}
 	}
 	return nil
 }

@@ -165,8 +165,8 @@ func oneOf(v string, values []string) (string, error) {
 
 func decodeMode(v string) (carrick.Mode, error) {
 	switch m := carrick.Mode(v); m {
-	case carrick.ModeVXLAN, carrick.ModeMacvlan, carrick.ModeIPvlan, carrick.ModeRouted:
+	case carrick.ModeVXLAN, carrick.ModeMacvlan, carrick.ModeIPvlan, carrick.ModeSRIOV, carrick.ModeRouted:
 		return m, nil
 	}
-	return "", fmt.Errorf("unknown mode: want vxlan, routed, macvlan or ipvlan")
+	return "", fmt.Errorf("unknown mode: want vxlan, routed, macvlan, ipvlan or sriov")
 }

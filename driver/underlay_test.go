@@ -125,6 +125,27 @@ func TestIPvlan(t *testing.T) {
 	}
 }
 
+// Containers on virtual functions have MACs of their own, chosen or given, and the
+// segment's way out.
+func TestSRIOV(t *testing.T) {
+	t.Parallel()
+	s := memory.NewServer()
+	h1, d1 := on(t, s, 1, "eth1")
+	h2, _ := on(t, s, 2, "ens1f0")
+	n1 := h1.MustCreate("lan", sim.Create{Subnet: "10.42.0.0/16", Gateway: "10.42.0.254", Opts: map[string]string{"mode": "sriov", "parent": "h2:ens1f0,*:eth1"}})
+	n2 := h2.MustCreate("lan", sim.Create{Subnet: "10.42.0.0/16"})
+	if got := strings.Join(d1.asked, "; "); got != "eth1 sriov" {
+		t.Errorf("asked about %s", got)
+	}
+	a, b := h1.MustRun(n1, sim.Run{}), h2.MustRun(n2, sim.Run{MAC: "02:00:00:00:00:07"})
+	if a.MAC.IsZero() || a.MAC == b.MAC || a.Joined.Gateway != n1.Gateway || a.Joined.SrcName != a.Endpoint.OuterName() {
+		t.Errorf("MACs %s and %s, Join answered %+v", a.MAC, b.MAC, a.Joined)
+	}
+	if v, ok := h1.View(n1); !ok || v.Network.Mode != carrick.ModeSRIOV || v.Network.Submode != "" || v.Network.Flag != "" || v.Network.MTU != 0 {
+		t.Errorf("the network is %+v", v.Network)
+	}
+}
+
 // What does not go together is refused in words that name the option and what would do,
 // and leaves nothing.
 func TestOptionsOfOtherModes(t *testing.T) {
@@ -150,6 +171,10 @@ func TestOptionsOfOtherModes(t *testing.T) {
 		"two parents":      {"", map[string]string{"mode": "macvlan", "parent": "eth1,eth2"}, []string{"parent=eth1,eth2", "hostA:eth1"}},
 		"no name":          {"", map[string]string{"mode": "macvlan", "parent": "/dev/eth1"}, []string{"parent=/dev/eth1", "eth1.50"}},
 		"VLAN":             {"", map[string]string{"mode": "macvlan", "parent": "eth1.5000"}, []string{"eth1.5000", "4094"}},
+		"VLAN of sriov":    {"", map[string]string{"mode": "sriov", "parent": "h2:eth0,*:eth1.50"}, []string{"eth1.50", "(sriov)", "name eth1", "ip link set eth1 vf N vlan 50", "mode=macvlan"}},
+		"mode of sriov":    {"", map[string]string{"mode": "sriov", "parent": "eth1", "macvlan_mode": "bridge"}, []string{"macvlan_mode=bridge", "(sriov)"}},
+		"no parent of it":  {"", map[string]string{"mode": "sriov"}, []string{"mode=sriov", "parent=DEVICE"}},
+		"no such mode":     {"", map[string]string{"mode": "sr-iov"}, []string{"mode=sr-iov", "vxlan, routed, macvlan, ipvlan or sriov"}},
 		"not this host":    {"", map[string]string{"mode": "macvlan", "parent": "h2:eth1"}, []string{"parent=h2:eth1", "h1:DEVICE"}},
 		"not there":        {"", map[string]string{"mode": "macvlan", "parent": "eth7"}, []string{"eth7", "no such device"}},
 		"another parent":   {"10.50.0.0/16", map[string]string{"mode": "macvlan", "parent": "eth1.3"}, []string{"parent is eth1 there and eth1.3 here"}},

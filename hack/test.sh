@@ -13,7 +13,11 @@
 #                machine's own lacks something: root
 #   integration  real engines, a real Consul and simulated hosts: root
 #
-# All but vm and integration run with the race detector; RACE= in the environment leaves it
+# And one that a full run leaves out, because it wants a QEMU of its own and is about
+# network cards that few hosts have:
+#   sriov        virtual functions of an emulated card, in a virtual machine: root
+#
+# All but vm, sriov and integration run with the race detector; RACE= in the environment leaves it
 # out, which is faster from cold.
 #
 # A tier that cannot run here is skipped as a whole, with the reason; within a
@@ -49,15 +53,16 @@ module=$(go list -m)
 # machine if they use vmtest; else they are on the kernel if they make namespaces
 # with nstest, and need servers if they start Consul with consultest or are below
 # integration.
-vm=$(importing "$module/internal/vmtest")
-kernel=$(importing "$module/internal/nstest" | grep -vxF -e "$vm")
+sriov=$module/integration/sriov
+vm=$(importing "$module/internal/vmtest" | grep -vxF -e "$sriov")
+kernel=$(importing "$module/internal/nstest" | grep -vxF -e "$vm" -e "$sriov")
 servers=$({
     importing "$module/internal/consultest"
     echo "$module/internal/consultest"
     go list ./integration/...
-} | grep -vxF -e "$vm")
+} | grep -vxF -e "$vm" -e "$sriov")
 history=$module/internal/history
-unit=$(go list ./... | grep -vxF -e "$kernel" -e "$vm" -e "$servers" -e "$history")
+unit=$(go list ./... | grep -vxF -e "$kernel" -e "$vm" -e "$servers" -e "$history" -e "$sriov")
 
 # gotest TIER ARGUMENTS... runs go test and keeps the results.
 gotest() {
@@ -95,7 +100,7 @@ tier() {
     lint) lint ;;
     unit) gotest unit $race $unit ;;
     history) gotest history $race -timeout 40m "$history" ;;
-    kernel | vm | integration)
+    kernel | vm | sriov | integration)
         if [[ $EUID -ne 0 ]]; then
             echo 'skipped: it needs root'
             "$work/testreport" skip "$1" 'it needs root' "$results"
@@ -112,6 +117,12 @@ tier() {
             # One package at a time: a guest has as many CPUs as a small machine. Without
             # the race detector: it costs most where every instruction is emulated.
             gotest vm -p 1 -timeout 15m $vm
+        elif [[ $1 == sriov ]]; then
+            if ! tools/install.sh vm qemu dockerd runc; then
+                "$work/testreport" fail sriov "$results"
+                return 1
+            fi
+            gotest sriov -timeout 20m $sriov
         else
             if ! tools/install.sh consul dockerd runc compose; then
                 "$work/testreport" fail integration "$results"
@@ -122,7 +133,7 @@ tier() {
             gotest integration -p 2 -timeout 80m $servers
         fi
         ;;
-    *) die "unknown tier $1: want lint, unit, history, kernel, vm or integration" ;;
+    *) die "unknown tier $1: want lint, unit, history, kernel, vm, sriov or integration" ;;
     esac
 }
 

@@ -143,6 +143,12 @@ func TestPlans(t *testing.T) {
 			onParent(v, carrick.ModeMacvlan, "bridge", "eth1")
 			v.Partial = true
 		},
+		"sriov": func(v *carrick.View) {
+			onParent(v, carrick.ModeSRIOV, "", "eth1")
+			e := v.Endpoints[h1][1].ID
+			v.Joined[e], v.Fenced[e] = true, true
+			v.Sandboxes = map[carrick.EndpointID]string{e: "/var/run/docker/netns/0123456789ab"}
+		},
 		"ipvlan-l2": func(v *carrick.View) { onParent(v, carrick.ModeIPvlan, "l2", "eth1") },
 		// Nobody on the segment answers for the others' containers.
 		"ipvlan-l3": func(v *carrick.View) { onParent(v, carrick.ModeIPvlan, "l3", "eth1") },

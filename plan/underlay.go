@@ -14,8 +14,8 @@ import (
 // their host, in the host's namespace: one device per endpoint, which Docker moves into
 // the container, and routes to the others if nobody on their segment answers for them.
 type Underlay struct {
-	Kind    carrick.Mode // macvlan or ipvlan
-	Submode string       // macvlan_mode or ipvlan_mode
+	Kind    carrick.Mode // macvlan, ipvlan or sriov
+	Submode string       // macvlan_mode or ipvlan_mode; "" of sriov
 	Flag    string       // ipvlan_flag
 	Parent  carrick.Parent
 	MTU     int // of the children, in bytes; 0: the parent's
@@ -47,9 +47,11 @@ func ChildAlias(id carrick.NetworkID, ep carrick.EndpointID) string {
 	return aliasPrefix + string(id) + "/" + string(ep)
 }
 
-// ParseChildAlias is the inverse of [ChildAlias].
+// ParseChildAlias is the inverse of [ChildAlias], also of [FunctionAlias], and of either
+// with what marks an endpoint that is cut off.
 func ParseChildAlias(s string) (carrick.NetworkID, carrick.EndpointID, bool) {
-	rest, ours := strings.CutPrefix(strings.TrimSuffix(s, "/cut"), aliasPrefix)
+	rest, ours := strings.CutPrefix(strings.TrimSuffix(s, cutAlias), aliasPrefix)
+	rest, _, _ = strings.Cut(rest, functionAlias)
 	id, ep, _ := strings.Cut(rest, "/")
 	if !ours || !carrick.ValidID(id) || !carrick.ValidDockerID(ep) {
 		return "", "", false
@@ -60,6 +62,9 @@ func ParseChildAlias(s string) (carrick.NetworkID, carrick.EndpointID, bool) {
 // aliasPrefix begins the alias of each device that is Carrick's and is in the host's
 // namespace.
 const aliasPrefix = "carrick/"
+
+// cutAlias ends the alias of a device that is down because of us.
+const cutAlias = "/cut"
 
 // VLANAlias is the alias of 802.1q sub-interfaces that Carrick made.
 const VLANAlias = aliasPrefix + "vlan"
@@ -149,7 +154,10 @@ func (u *Underlay) text(id carrick.NetworkID, problems []string) string {
 		if u.MTU != 0 {
 			mtu = fmt.Sprintf(" mtu %d", u.MTU)
 		}
-		if c.Create {
+		switch {
+		case c.Create && u.Kind == carrick.ModeSRIOV:
+			b.WriteString(functionText(id, u, c))
+		case c.Create:
 			fmt.Fprintf(&b, "ip link add %s link %s%s%s alias %s type %s mode %s\n", c.Name, p.Name, mac, mtu, ChildAlias(id, c.Endpoint), u.Kind, mode)
 		}
 		if c.Down {

@@ -3,16 +3,17 @@
 # Builds the programs that the tests and the lab need and that no package
 # manager has in the version we want, each from a Go module of its own beside
 # this script, so that its hundreds of dependencies stay out of ours; and, as vm, the
-# directory of a virtual machine for tests, from Debian's kernel (tools/vm/build.sh).
+# directory of a virtual machine for tests, from Debian's kernel (tools/vm/build.sh), and,
+# as qemu, a QEMU for it that has more devices than the machine's own (tools/qemu/build.sh).
 #
 #   tools/install.sh NAME...          build what is not there yet, print the paths
 #   tools/install.sh --path NAME...   build nothing; fail if one is not there
 #
 # NAME is consul, golangci-lint, dockerd (which brings docker-proxy), runc, compose
-# (docker-compose) or vm.
+# (docker-compose), vm or qemu.
 # Paths go to stdout, one executable (of vm, the directory) a line; everything else to
 # stderr. What was built is kept in ${CARRICK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/carrick}/bin
-# under the hash of its go.mod, its go.sum and how it is built (of vm, its scripts).
+# under the hash of its go.mod, its go.sum and how it is built (of vm and qemu, its scripts).
 # Parallel runs wait for each other.
 
 set -euo pipefail
@@ -26,7 +27,7 @@ die() {
 }
 
 usage() {
-    say 'usage: tools/install.sh [--path] consul|golangci-lint|dockerd|runc|compose|vm...'
+    say 'usage: tools/install.sh [--path] consul|golangci-lint|dockerd|runc|compose|vm|qemu...'
     exit 2
 }
 
@@ -40,6 +41,7 @@ describe() {
     runc) module=runc exes=(runc) hint='1.4.3, about 1 minute the first time' ;;
     compose) module=compose exes=(docker-compose) hint='2.39.4, about 8 minutes the first time' ;;
     vm) module=vm exes=() hint='from Debian packages, about 1 minute the first time' ;;
+    qemu) module=qemu exes=(qemu-system-x86_64) hint='from Debian packages, about 1 minute the first time' ;;
     *) usage ;;
     esac
 }
@@ -79,7 +81,7 @@ gobuild() {
 # recipe prints all that decides what the described tool is.
 recipe() {
     case $module in
-    vm) cat -- "$here"/vm/*.sh ;;
+    vm | qemu) cat -- "$here/$module"/*.sh ;;
     *) cat -- "$here/$module/go.mod" "$here/$module/go.sum" && declare -f gobuild ;;
     esac
 }
@@ -104,7 +106,7 @@ install() {
 # build makes the directory appear whole or not at all.
 build() (
     name=$1 dir=$2
-    [[ $module == vm ]] || command -v go >/dev/null || die 'needs Go: https://go.dev/dl'
+    [[ $module == vm || $module == qemu ]] || command -v go >/dev/null || die 'needs Go: https://go.dev/dl'
     mkdir -p -- "$bin"
     exec 9>"$bin/.lock-$name"
     if ! flock --nonblock 9; then
@@ -116,7 +118,7 @@ build() (
     tmp=$(mktemp -d "$bin/.tmp-$name-XXXXXX")
     trap 'rm -rf -- "$tmp"' EXIT
     case $module in
-    vm) "$here/vm/build.sh" "$tmp" >&2 ;;
+    vm | qemu) "$here/$module/build.sh" "$tmp" >&2 ;;
     *)
         unset GOFLAGS
         GOWORK=off gobuild "$tmp" >&2

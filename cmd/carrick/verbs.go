@@ -222,9 +222,10 @@ func underlayPairs(n status.Network) [][2]string {
 		mtu = strconv.Itoa(n.MTU)
 	}
 	out := [][2]string{{"mode", string(n.Mode)}, {"parent", n.Parent}}
-	if n.Mode == carricknet.ModeMacvlan {
+	switch n.Mode {
+	case carricknet.ModeMacvlan:
 		out = append(out, [2]string{"macvlan_mode", n.Submode})
-	} else {
+	case carricknet.ModeIPvlan:
 		out = append(out, [2]string{"ipvlan_mode", n.Submode}, [2]string{"ipvlan_flag", n.Flag})
 	}
 	return append(out, [2]string{"MTU", mtu}, [2]string{"internal", mark(n.Internal)})

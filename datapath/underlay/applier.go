@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -112,6 +113,9 @@ func (a *Applier) wake() {
 func (a *Applier) concerns(e nl.LinkEvent) bool {
 	a.queue.Lock()
 	defer a.queue.Unlock()
+	if a.cameHome(e) {
+		return true
+	}
 	was, watched := a.watched[e.Link.Name]
 	if e.PortOnly || !watched {
 		return false
@@ -297,14 +301,22 @@ func (r *run) child(c plan.Child, parent nl.Link, links []nl.Link) error {
 	for _, l := range links {
 		id, ep, ok := plan.ParseChildAlias(l.Alias)
 		mine := ok && id == a.id && ep == c.Endpoint
-		if mine || l.Name == c.Name && l.Alias == "" && ours(l) {
+		half := l.Name == c.Name && l.Alias == ""
+		if r.u.Kind == carrick.ModeSRIOV && l.Kind == "" && (mine || half && o.borrowed(l)) {
+			return r.functionAtHome(c, parent, l)
+		}
+		if mine || half && ours(l) {
 			return r.atHome(c, parent, l)
 		}
 	}
 	s, err := o.open(r.ctx, c.Sandbox)
 	if err == nil {
 		defer s.close()
-		if l, ok := s.find(a.id, c.Endpoint); ok {
+		l, ok := s.find(a.id, c.Endpoint)
+		if !ok && r.u.Kind == carrick.ModeSRIOV {
+			l, ok = r.findFunction(c, parent, s)
+		}
+		if ok {
 			return r.inside(c, parent, s, l)
 		}
 	} else if !errors.Is(err, netns.ErrNotFound) {
@@ -318,7 +330,7 @@ func (r *run) child(c plan.Child, parent nl.Link, links []nl.Link) error {
 		return nil
 	}
 	// It may have come home since the links were listed.
-	if l, lerr := o.h.Link(r.ctx, nl.Ref{Name: c.Name}); lerr == nil && ours(l) {
+	if l, lerr := o.h.Link(r.ctx, nl.Ref{Name: c.Name}); lerr == nil && (ours(l) || o.borrowed(l)) {
 		return nil
 	}
 	r.longer("endpoint %s: its device is gone, so its container has lost this network: docker restart CONTAINER", c.Endpoint.Short())
@@ -348,6 +360,9 @@ func (r *run) create(c plan.Child, parent nl.Link) error {
 	}
 	if r.u.MTU > parent.MTU {
 		return tooLarge(r.u, parent)
+	}
+	if r.u.Kind == carrick.ModeSRIOV {
+		return r.take(c, parent)
 	}
 	if err := one(r.ctx, o.h, child(r.u, parent.Ref, c)); err != nil {
 		return o.explain(r.ctx, r.u, parent, err)
@@ -439,7 +454,7 @@ const cutAlias = "/cut"
 // inside looks at a device in its container's namespace. How it forwards is ours to put
 // right; its MTU and MAC are Docker's, and reported.
 func (r *run) inside(c plan.Child, parent nl.Link, s *sandbox, l nl.Link) error {
-	if l.Kind != string(r.u.Kind) || l.Peer != parent.Index || l.PeerNS != s.home {
+	if !r.standsOn(l, parent, s.home) {
 		if err := r.change(c, s.h, r.cut(c, l), describe(l)); err != nil {
 			return err
 		}
@@ -456,6 +471,11 @@ func (r *run) inside(c plan.Child, parent nl.Link, s *sandbox, l nl.Link) error 
 	if !c.MAC.IsZero() && l.MAC != c.MAC {
 		r.longer("endpoint %s: the container's %s has MAC %s, the network expects %s: docker restart CONTAINER", c.Endpoint.Short(), l.Name, l.MAC, c.MAC)
 	}
+	if r.u.Kind == carrick.ModeSRIOV {
+		if err := r.functionInside(c, parent, l); err != nil {
+			return err
+		}
+	}
 	if err := r.change(c, s.h, append(r.mode(l), r.cut(c, l)...), describe(l)); err != nil {
 		return err
 	}
@@ -465,8 +485,8 @@ func (r *run) inside(c plan.Child, parent nl.Link, s *sandbox, l nl.Link) error 
 
 // cut is what to send for a device that must be cut off, or no longer.
 func (r *run) cut(c plan.Child, l nl.Link) []nl.Change {
-	alias := plan.ChildAlias(r.a.id, c.Endpoint)
-	switch cut := l.Alias == alias+cutAlias; {
+	alias, cut := strings.CutSuffix(l.Alias, cutAlias)
+	switch {
 	case c.Down && (l.Up || !cut):
 		return []nl.Change{nl.SetLink{Link: l.Ref, Alias: alias + cutAlias, Up: nl.Off}}
 	case !c.Down && cut:
@@ -489,9 +509,15 @@ func (r *run) strangers(links []nl.Link) error {
 		}
 	}
 	var changes []nl.Change
+	var lent []nl.Link
 	for _, l := range links {
-		if id, ep, ok := plan.ParseChildAlias(l.Alias); ok && id == r.a.id && !planned[ep] && (l.Kind == nl.KindMacvlan || l.Kind == nl.KindIPvlan) {
+		id, ep, ok := plan.ParseChildAlias(l.Alias)
+		switch {
+		case !ok || id != r.a.id || planned[ep]:
+		case l.Kind == nl.KindMacvlan || l.Kind == nl.KindIPvlan:
 			changes = append(changes, nl.DelLink{Link: l.Ref})
+		case l.Kind == "":
+			lent = append(lent, l)
 		}
 	}
 	for ep := range r.a.settled {
@@ -500,8 +526,8 @@ func (r *run) strangers(links []nl.Link) error {
 		}
 	}
 	errs := r.a.o.h.Send(r.ctx, changes...)
-	r.rep.Changes.Links += len(changes)
-	return errors.Join(ignoring(nl.ErrNotFound, errs)...)
+	r.rep.Changes.Links += len(changes) + len(lent)
+	return errors.Join(append(ignoring(nl.ErrNotFound, errs), r.a.o.giveBackAll(r.ctx, lent))...)
 }
 
 // remove deletes what the host's namespace has of a network.

@@ -1,6 +1,7 @@
 // Package underlay makes a host's kernel hold what a plan says of networks whose
-// containers stand on a device of the host: a macvlan or ipvlan device per endpoint,
-// the 802.1q sub-interface below them, and routes to containers of other hosts.
+// containers stand on a device of the host: a macvlan or ipvlan device per endpoint, or
+// a virtual function that the endpoint is lent, the 802.1q sub-interface below them, and
+// routes to containers of other hosts.
 //
 // There is one way in, as in package datapath: hand [Applier.Apply] the whole desired
 // state of a network, as often as you like. It looks at the host's links each time, and
@@ -12,6 +13,10 @@
 // an endpoint of the journal has; a sub-interface by its alias; a route by its protocol
 // ([nl.RouteProtocol]). Who removes them: the network's last plan, which is that
 // nothing exists; and [Host.Collect], for what several networks share.
+//
+// A virtual function is hardware: it is never deleted, but given back, by the same two.
+// A restart knows one that is lent by its alias, which is set before anything else and
+// says what it was before (see [plan.FunctionAlias]); one that lost it by its name.
 package underlay
 
 import (
@@ -46,6 +51,8 @@ type Config struct {
 	// Joined says whether an endpoint's Join has returned, or is about to, so that its
 	// device may be out of sight; nil: plans are never older than that.
 	Joined func(carrick.EndpointID) bool
+	Name   string       // of this host, for people; "": errors do not say it
+	PCI    string       // directory of the PCI devices; "": /sys/bus/pci/devices
 	Log    *slog.Logger // nil: no log
 }
 
@@ -66,6 +73,14 @@ type Host struct {
 	// known are the parents and prefixes that networks of this host had while this agent
 	// ran. What else is there was somebody's whom this agent does not remember.
 	known Wanted
+	// out has who has which virtual function, by PCI address, as far as this agent has
+	// seen it: only for people, since out of sight is out of sight.
+	out map[string]lent
+
+	quiet sync.Mutex // below every other lock; guards returning
+	// returning has the indices of virtual functions that are being given back, or were
+	// and have not been lent since.
+	returning map[int]bool
 
 	mu       sync.Mutex // guards networks; above every Applier's mu
 	networks map[carrick.NetworkID]*Applier
@@ -187,6 +202,7 @@ func (o *Host) Collect(ctx context.Context, wanted func() Wanted) error {
 		return err
 	}
 	var changes []nl.Change
+	var lent []nl.Link
 	for _, l := range links {
 		if l.Kind == nl.KindVeth { // of a routed network
 			continue
@@ -194,6 +210,12 @@ func (o *Host) Collect(ctx context.Context, wanted func() Wanted) error {
 		_, ep, named := plan.ParseChildAlias(l.Alias)
 		stray := l.Alias == "" && ours(l) && !w.Children[l.Name] || named && !w.Children[ep.OuterName()]
 		unused := l.Kind == nl.KindVLAN && l.Alias == plan.VLANAlias && o.known.Parents[l.Name] && !w.Parents[l.Name] && !w.AllParents
+		if o.borrowed(l) { // hardware is given back
+			if named && stray || !named && !w.Children[l.Name] {
+				lent = append(lent, l)
+			}
+			continue
+		}
 		if stray || unused || l.Name == probeName && l.Kind != "" {
 			changes = append(changes, nl.DelLink{Link: l.Ref})
 		}
@@ -203,7 +225,7 @@ func (o *Host) Collect(ctx context.Context, wanted func() Wanted) error {
 		return err
 	}
 	changes = append(changes, stray...)
-	return errors.Join(ignoring(nl.ErrNotFound, o.h.Send(ctx, changes...))...)
+	return errors.Join(append(ignoring(nl.ErrNotFound, o.h.Send(ctx, changes...)), o.giveBackList(ctx, lent))...)
 }
 
 // know notes that a network of this host has a parent. Called with parents held.
@@ -217,8 +239,13 @@ func (o *Host) know(parent string) {
 // ours says whether a link has the kind and the name of a child: see
 // carrick.EndpointID.OuterName.
 func ours(l nl.Link) bool {
-	id, ok := strings.CutPrefix(l.Name, "ck")
-	return (l.Kind == nl.KindMacvlan || l.Kind == nl.KindIPvlan) && ok && len(id) == 11 && strings.Trim(id, "0123456789abcdef") == ""
+	return (l.Kind == nl.KindMacvlan || l.Kind == nl.KindIPvlan) && outerName(l.Name)
+}
+
+// outerName says whether a name has the form of an endpoint's device's.
+func outerName(name string) bool {
+	id, ok := strings.CutPrefix(name, "ck")
+	return ok && len(id) == 11 && strings.Trim(id, "0123456789abcdef") == ""
 }
 
 // ignoring leaves errors out that are of a kind.

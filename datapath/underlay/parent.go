@@ -52,6 +52,9 @@ func (o *Host) CheckParent(ctx context.Context, n carrick.Network, p carrick.Par
 	case parent.MAC.IsZero() || parent.Kind == nl.KindMacvlan || parent.Kind == nl.KindIPvlan:
 		return fmt.Errorf("parent %s: %w: it is no Ethernet device of the host's own: it has %s", p.Name, ErrParentBusy, o.devices(ctx))
 	}
+	if n.Mode == carrick.ModeSRIOV {
+		return o.checkFunctions(ctx, parent)
+	}
 	if n.Routes() && o.cfg.Local.IsValid() {
 		if err := o.leadsHere(ctx, parent); err != nil {
 			return fmt.Errorf("-o ipvlan_mode=%s: parent %s: %w", n.Submode, p.Name, err)
@@ -105,7 +108,7 @@ func (o *Host) Foreign(ctx context.Context, p carrick.Parent, a netip.Addr) (str
 		return "this host itself", nil
 	}
 	holder, err := dad.Ask(ctx, o.host, dad.Link{Index: l.Index, MAC: l.MAC}, a)
-	if err != nil || holder.IsZero() {
+	if err != nil || holder.IsZero() || o.lentAs(ctx, l, holder) {
 		return "", err
 	}
 	return holder.String() + " on the segment of " + p.Name, nil

@@ -64,7 +64,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	}
 	devices, err := underlay.Open(ctx, underlay.Config{
 		Kernel: nl.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Root: sandboxPath(cfg.NetnsDir), Local: under.Addr,
-		Joined: func(ep carrick.EndpointID) bool { e, err := jr.Endpoint(ep); return err != nil || e.Joined }, Log: log.With("part", "datapath"),
+		Joined: func(ep carrick.EndpointID) bool { e, err := jr.Endpoint(ep); return err != nil || e.Joined }, Name: cfg.Node, Log: log.With("part", "datapath"),
 	})
 	if err != nil {
 		return err

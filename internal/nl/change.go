@@ -73,6 +73,7 @@ type SetLink struct {
 	MTU       int
 	MAC       carrick.MAC
 	Alias     string
+	NoAlias   bool       // takes the alias off; Alias is "" then
 	NoAddrGen bool       // no IPv6 link-local address from now on
 	Master    *Ref       // the zero Ref takes it out of its bridge
 	Port      *PortFlags // all of them
@@ -240,6 +241,9 @@ func (c SetLink) Command(ns string) string {
 	}
 	if c.Alias != "" {
 		fmt.Fprintf(&b, " alias %s", c.Alias)
+	}
+	if c.NoAlias {
+		b.WriteString(" alias ''")
 	}
 	if c.NoAddrGen {
 		b.WriteString(" addrgenmode none")

@@ -38,6 +38,8 @@ func decodeLink(body []byte) (l Link, family uint8, err error) {
 			if len(v) == len(l.MAC) {
 				l.MAC = carrick.MAC(v)
 			}
+		case unix.IFLA_PARENT_DEV_NAME:
+			l.Device = readString(v)
 		case unix.IFLA_LINKINFO:
 			return decodeLinkInfo(&l, v)
 		case unix.IFLA_AF_SPEC:

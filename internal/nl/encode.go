@@ -77,6 +77,8 @@ func (e *encoder) change(c Change, seq uint32) error {
 		if c.Prefix.Addr().Is6() {
 			e.addr(unix.IFA_ADDRESS, c.Prefix.Addr()) // of IPv4 it would be the peer's (inet_rtm_deladdr)
 		}
+	case SetVF:
+		e.vf(c, seq)
 	default:
 		if !e.underlay(c, seq) {
 			return fmt.Errorf("nl: %T is not a change of this package", c)
@@ -211,8 +213,8 @@ func (e *encoder) setLink(c SetLink, seq uint32) {
 	if !c.MAC.IsZero() {
 		e.attr(unix.IFLA_ADDRESS, c.MAC[:])
 	}
-	if c.Alias != "" {
-		e.attr(unix.IFLA_IFALIAS, []byte(c.Alias))
+	if c.Alias != "" || c.NoAlias {
+		e.attr(unix.IFLA_IFALIAS, []byte(c.Alias)) // of no length: none (dev_set_alias)
 	}
 	if c.Master != nil {
 		e.attrU32(unix.IFLA_MASTER, uint32(c.Master.Index))

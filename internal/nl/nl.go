@@ -44,6 +44,9 @@ type Handle interface {
 	Neighbours(ctx context.Context, link Ref) ([]Neighbour, error)
 	// Proxies lists the IPv6 addresses for which links of the namespace answer.
 	Proxies(ctx context.Context) ([]Proxy, error)
+	// VFs reads which MAC a physical function lets each of its virtual functions send
+	// from, by number; zero: its driver says none. It is empty for any other link.
+	VFs(ctx context.Context, pf Ref) (map[int]carrick.MAC, error)
 	// NSID is the number by which this namespace knows another; NoNSID if it has
 	// never met it.
 	NSID(ctx context.Context, other netns.Namespace) (NSID, error)
@@ -124,6 +127,9 @@ type Link struct {
 	Master int    // index of the bridge it is a port of; 0 = none
 	Alias  string
 	MAC    carrick.MAC
+	// Device is the address of the hardware below, as 0000:01:10.0 on PCI; "" if there
+	// is none, or the kernel does not say (IFLA_PARENT_DEV_NAME, since 5.13).
+	Device string
 	// Peer is the index of a veth's other end, in the namespace PeerNS; of the device
 	// a vxlan device is bound to, 0 = none; or of the parent of a device that stands
 	// on one.

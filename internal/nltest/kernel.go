@@ -94,7 +94,10 @@ type link struct {
 	socket *space // of a vxlan device
 	// userMTU says of a bridge that its MTU no longer follows its ports'.
 	userMTU bool
-	conf6   map[string]string // its IPv6 settings that are not the kernel's own
+	conf6   map[string]string   // its IPv6 settings that are not the kernel's own
+	pf      *link               // of a virtual function
+	number  int                 // of a virtual function, among its physical one's
+	vfs     map[int]carrick.MAC // of a physical function: what SetVF said
 }
 
 func (k *Kernel) newSpace(name string) *space {

@@ -33,6 +33,8 @@ func (s *space) apply(c nl.Change, op string) error {
 		return s.addVeth(c, fail)
 	case nl.SetLink:
 		return s.setLink(c, fail)
+	case nl.SetVF:
+		return s.setVF(c, fail)
 	case nl.SetBridge:
 		l := s.links[c.Link.Index]
 		if l == nil {
@@ -202,7 +204,10 @@ func (s *space) setLink(c nl.SetLink, fail failFunc) error {
 		l.userMTU = true
 		s.adjustMTU(s.links[l.Master])
 	}
-	if !c.MAC.IsZero() {
+	if !c.MAC.IsZero() && c.MAC != l.MAC {
+		if l.pinned() {
+			return fail(unix.EADDRNOTAVAIL, "")
+		}
 		l.MAC = c.MAC
 	}
 	if c.Rename != "" && c.Rename != l.Name {
@@ -214,7 +219,7 @@ func (s *space) setLink(c nl.SetLink, fail failFunc) error {
 		}
 		l.Name = c.Rename
 	}
-	if c.Alias != "" {
+	if c.Alias != "" || c.NoAlias {
 		l.Alias = c.Alias
 	}
 	if c.Master != nil && c.Master.Index != l.Master {
@@ -236,6 +241,9 @@ func (s *space) setLink(c nl.SetLink, fail failFunc) error {
 		maps.DeleteFunc(s.neigh, func(k neighKey, _ nl.Neighbour) bool { return k.link == l.Index })
 	}
 	if c.Up != nl.Keep {
+		if l.Up && c.Up == nl.Off {
+			l.reset()
+		}
 		l.Up = c.Up == nl.On
 	}
 	if c.NoAddrGen {

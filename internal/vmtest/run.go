@@ -34,6 +34,10 @@ type Needs struct {
 	Features []Feature
 	Writable []string // directories that it writes to, relative to the working directory or absolute
 	Memory   int      // of a guest, MiB; Machine's default unless given
+	// Cards is how many network cards with virtual functions it needs; see [CardMAC]. A
+	// test that needs any runs in a guest on every machine: it would not stop at a spare
+	// one.
+	Cards int
 }
 
 // Run runs body if the kernel has what it needs. If not, the calling test as a
@@ -54,9 +58,12 @@ func Run(t *testing.T, n Needs, body func(t *testing.T)) {
 	}
 	nstest.RequireRoot(t)
 	missing := Missing(t, n.Features...)
-	if len(missing) == 0 {
+	if len(missing) == 0 && (n.Cards == 0 || os.Getenv(envGuest) != "") {
 		body(t)
 		return
+	}
+	if n.Cards > 0 {
+		missing = append(missing, "network cards to play with")
 	}
 	if os.Getenv(envGuest) != "" {
 		t.Fatalf("the guest's kernel lacks %s", strings.Join(missing, "; "))
@@ -92,6 +99,12 @@ func inGuest(t *testing.T, n Needs) (string, Result, error) {
 		t.Fatal(err)
 	}
 	m := Machine{Dir: boots, Memory: n.Memory}
+	if n.Cards > 0 {
+		if m.QEMU, err = installed(t.Context(), dir, "qemu", envQEMU); err != nil {
+			t.Fatal(err)
+		}
+		m = m.withCards(n.Cards)
+	}
 	for _, w := range n.Writable {
 		if !filepath.IsAbs(w) {
 			w = filepath.Join(dir, w)

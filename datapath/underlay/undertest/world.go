@@ -185,3 +185,10 @@ func (w *World) Answers(cs ...*nstest.Container) {
 		nstest.Echo(w.t, c.NS, netip.AddrPortFrom(c.Addrs[0], 7))
 	}
 }
+
+// SRIOV is a network on virtual functions of eth0 of every host.
+func SRIOV() carrick.Network {
+	n := Macvlan("")
+	n.Mode = carrick.ModeSRIOV
+	return n
+}
