@@ -81,11 +81,13 @@ func TestAContainerThatShouts(t *testing.T) {
 	for i := range shouts {
 		loud.Send(frame(broadcast, mac(1), fmt.Sprint("shout ", i)))
 	}
-	// A bucket holds a second's worth, and fills while it is emptied.
+	// A bucket holds a second's worth, and fills while it is emptied. Some of it the
+	// container's kernel has, for IPv6's own multicast.
+	const least = rate - 5
 	most := rate + int(rate*time.Since(began).Seconds()) + 1
 	for name, m := range map[string]meter{"its host": near, "the other host": far} {
-		if n := m.count(time.Minute); n < rate || n > most {
-			t.Errorf("of %d shouts %d were heard on %s, want %d to %d", shouts, n, name, rate, most)
+		if n := m.count(time.Minute); n < least || n > most {
+			t.Errorf("of %d shouts %d were heard on %s, want %d to %d", shouts, n, name, least, most)
 		}
 	}
 	// Its bucket is its own, and what is for one is not bounded.

@@ -45,6 +45,7 @@ var noObject = map[string]string{
 	"Sysctls":           "settings, as below",
 	"Sysctls.Name":      "a setting's key: there is no other",
 	"Sysctls.Optional":  "decides whether it may be missing",
+	"Sysctls.Also":      "a value that is left, of other appliers",
 }
 
 // vandals are what can be done to what a field of a plan stands for: to every one
