@@ -221,7 +221,7 @@ func (r *Reconciler) sweep(ctx context.Context) error {
 	r.swept = true
 	r.mu.Unlock()
 	if len(strangers) > 0 {
-		r.note(fmt.Sprintf("%d networks in the kernel are older than the state directory and left alone: restart their containers, then remove what remains (ip netns del %s...; of a routed one, links whose alias names it)",
+		r.note(fmt.Sprintf("%d networks in the kernel are older than the state directory and left alone: restart their containers, then remove what remains (ip netns del %s...; of routed ones, ip link del of links whose alias begins with carrick/, ip route flush proto 67)",
 			len(strangers), plan.Namespace(strangers[0])))
 	}
 	r.collect(ctx)

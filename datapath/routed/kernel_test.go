@@ -1,6 +1,7 @@
 package routed_test
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"strings"
@@ -11,7 +12,10 @@ import (
 	"github.com/carrick-net/carrick"
 	"github.com/carrick-net/carrick/datapath"
 	"github.com/carrick-net/carrick/datapath/routed"
+	"github.com/carrick-net/carrick/internal/nft"
+	"github.com/carrick-net/carrick/internal/nl"
 	"github.com/carrick-net/carrick/internal/nstest"
+	"github.com/carrick-net/carrick/netns"
 )
 
 // Containers of two hosts and of one reach each other over both families, without an
@@ -385,4 +389,63 @@ func TestTheSegmentMovesToAnotherDevice(t *testing.T) {
 	if rep := w.audit(0); len(rep.Problems) != 1 || !strings.Contains(rep.Problems[0], "segment") {
 		t.Errorf("problems %q", rep.Problems)
 	}
+}
+
+// readOnly is a kernel whose settings this process may not change, as of a managed plugin.
+type readOnly struct{ nl.Kernel }
+
+func (k readOnly) Open(ctx context.Context, ns netns.Namespace) (nl.Handle, error) {
+	h, err := k.Kernel.Open(ctx, ns)
+	return readOnlyHandle{h}, err
+}
+
+type readOnlyHandle struct{ nl.Handle }
+
+func (h readOnlyHandle) Send(ctx context.Context, changes ...nl.Change) []error {
+	for i, c := range changes {
+		if s, ok := c.(nl.SetSysctl); ok {
+			errs := make([]error, len(changes))
+			errs[i] = nl.NewOpError(s.Command(""), unix.EROFS, "", "")
+			return errs
+		}
+	}
+	return h.Handle.Send(ctx, changes...)
+}
+
+// What a host cannot do is said when the network is made there.
+func TestCheckRouted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dual(), 1, false)
+	conf, ns := w.view.Network, w.hosts[0].NS
+	check := func(o *routed.Host, n carrick.Network, want error, says ...string) {
+		t.Helper()
+		err := o.CheckRouted(t.Context(), n)
+		if !errors.Is(err, want) {
+			t.Errorf("%v is not %v", err, want)
+		}
+		for _, s := range says {
+			if err != nil && !strings.Contains(err.Error(), s) {
+				t.Errorf("%v does not say %q", err, s)
+			}
+		}
+	}
+	check(w.on[0], conf, nil)
+	lan := conf
+	lan.Pools = []carrick.Pool{{Prefix: netip.MustParsePrefix("192.0.2.128/25"), Block: 29}}
+	check(w.on[0], lan, routed.ErrOverlap, "192.0.2.0/24 by eth0", "--subnet")
+	plugin, err := routed.Open(t.Context(), routed.Config{Kernel: readOnly{nl.Linux{}}, Namespaces: w.hosts[0].Namespaces, Accepts: nft.User{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plugin.Close()
+	check(plugin, conf, routed.ErrReadOnly, "run it as a service")
+	nstest.Run(t, ns, "sysctl -qw net.ipv6.conf.all.forwarding=0")
+	check(w.on[0], conf, routed.ErrNotForwarding, "net.ipv6.conf.all.forwarding=1", "accept_ra")
+	four := conf
+	four.Pools = four.Pools[:1]
+	check(w.on[0], four, nil)
+	// What this host has of the network itself is no overlap.
+	w.view.Network = four
+	w.run(0, 2)
+	check(w.on[0], four, nil)
 }

@@ -116,20 +116,28 @@ func (s *space) bridge(ref nl.Ref) (*link, unix.Errno) {
 }
 
 func (s *space) addVeth(c nl.AddVeth, fail failFunc) error {
-	target := c.Target.(*namespace).s
+	target := s
+	if c.Target != nil {
+		target = c.Target.(*namespace).s
+	}
 	if s.byName(c.Name) != nil || target.byName(c.Name) != nil || s.byName(c.Outer) != nil {
 		return fail(unix.EEXIST, "")
 	}
-	br, e := target.bridge(c.Master)
-	if e != 0 {
-		return fail(e, "")
+	var br *link
+	if c.Master.Index != 0 {
+		var e unix.Errno
+		if br, e = target.bridge(c.Master); e != 0 {
+			return fail(e, "")
+		}
 	}
 	inner := s.k.addLink(target, nl.Link{Ref: nl.Ref{Name: c.Name}, Kind: nl.KindVeth, MTU: c.MTU, NoAddrGen: c.MTU < minMTU6})
 	outer := s.k.addLink(s, nl.Link{Ref: nl.Ref{Name: c.Outer}, Kind: nl.KindVeth, MTU: c.MTU, MAC: c.OuterMAC})
 	inner.peer, outer.peer = outer, inner
 	inner.linkPeer()
 	outer.linkPeer()
-	enslave(inner, br)
+	if br != nil {
+		enslave(inner, br)
+	}
 	inner.emit()
 	outer.emit()
 	return nil
