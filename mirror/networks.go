@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -32,29 +31,11 @@ var familyOptions = []string{"com.docker.network.enable_ipv4", "com.docker.netwo
 // containers.
 const atOnce = 8
 
-// miscount is how long an engine may say that a network is in use which no container
-// is in.
-const miscount = 2 * time.Second
-
-// objections is how long a host that does not use a network waits for those that do to
-// refuse its removal.
-const objections = 500 * time.Millisecond
-
 // yield is how long a user may take to make another network after he removed one.
 const yield = 2 * time.Second
 
 // retryEvery is how often what an engine refused is tried again without a reason.
 const retryEvery = 5 * time.Second
-
-// Removing says whether mirror itself is having an engine's network removed, or is
-// having it made and the engine gives up (its disk is full): the driver's
-// DeleteNetwork is not a user's wish.
-func (m *Mirror) Removing(id carrick.DockerNetworkID) bool {
-	n, err := m.cfg.Facts.Journal().ByAlias(id)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.removing[id] || err == nil && m.making[n.Conf.ID]
-}
 
 // Problems says what keeps this host's engine from having the cluster's networks, in
 // words for an operator.
@@ -236,79 +217,6 @@ func (m *Mirror) yields(s cluster.Spec) bool {
 	return since >= 0 && since < m.cfg.Yield
 }
 
-// describe makes a network of this host known to the others.
-func (m *Mirror) describe(ctx context.Context, n carrick.Network, at Network) string {
-	if err := m.cfg.Facts.Describe(ctx, n.ID, at.spec()); err != nil {
-		m.cfg.Log.Debug("network not made known yet", "network", at.Name, "err", err)
-		if errors.Is(err, cluster.ErrUnknownNetwork) || cluster.IsUnavailable(err) || errors.Is(err, cluster.ErrRecovering) {
-			return "" // said elsewhere
-		}
-		return fmt.Sprintf("network %s is not known to the other hosts yet: %v", at.Name, err)
-	}
-	return ""
-}
-
-// spec is what a network of this engine tells the others' engines.
-func (n Network) spec() cluster.Spec {
-	s := cluster.Spec{Name: n.Name, Labels: n.Labels, Options: maps.Clone(n.Options), IPAM: maps.Clone(n.IPAM), Attachable: n.Attachable}
-	for _, opts := range []map[string]string{s.Options, s.IPAM} {
-		delete(opts, OptionNetwork)
-		for _, k := range familyOptions {
-			delete(opts, k)
-		}
-	}
-	return s
-}
-
-// says whether a network is in the words of a spec. Options do not count: they agree,
-// or the network could not have been joined.
-func (n Network) says(s cluster.Spec) bool {
-	return maps.Equal(n.Labels, s.Labels) && n.Attachable == s.Attachable
-}
-
-// reword brings this engine's words for a network and the cluster's together. If a user
-// here made the network again after his removal of it was refused, his are the newer:
-// docker compose does so when its file has changed. If mirror made it, the cluster's
-// are, and it is made again, unless a container knows it by its id.
-func (m *Mirror) reword(ctx context.Context, s cluster.Spec, a journal.Alias, at Network) string {
-	_, made := at.Options[OptionNetwork]
-	switch {
-	case !made && s.Refusal != nil && s.Refusal.By == m.cfg.Facts.Self():
-		if err := m.cfg.Facts.DescribeAnew(ctx, s.Network.ID, at.spec()); err != nil {
-			m.cfg.Log.Debug("what a network is now is not known to the others yet", "network", at.Name, "err", err)
-			m.retrySoon()
-		}
-		return ""
-	case !made || len(m.cfg.Facts.Journal().Endpoints(s.Network.ID)) > 0:
-		return "" // a user's word, or in use
-	}
-	words := fmt.Sprint(s.Labels, s.Attachable)
-	m.mu.Lock()
-	before := m.reworded[s.Network.ID]
-	m.mu.Unlock()
-	if before == words {
-		return "" // the engine says them in its own way
-	}
-	used, err := m.cfg.Engine.HasContainers(ctx, a.Docker, at.Name)
-	if used || err != nil {
-		m.cfg.Log.Debug("network keeps the labels that it was made with", "network", at.Name, "used", used, "err", err)
-		return ""
-	}
-	if now, err := m.specNow(ctx, s.Network.ID); err != nil || now.Removal != nil || at.says(now) {
-		return ""
-	}
-	if err := m.removeIdle(ctx, s.Network.ID, a.Docker); err != nil {
-		m.cfg.Log.Debug("network keeps the labels that it was made with", "network", at.Name, "err", err)
-		return ""
-	}
-	m.mu.Lock()
-	m.reworded[s.Network.ID] = words
-	m.mu.Unlock()
-	m.cfg.Log.Info("network removed, to be made with the labels that it has on other hosts by now", "name", s.Name, "network", s.Network.ID)
-	m.networksSoon()
-	return ""
-}
-
 // create makes a network of the cluster on this host's engine.
 func (m *Mirror) create(ctx context.Context, s cluster.Spec) string {
 	fails := func(err error) string {
@@ -361,151 +269,8 @@ func (m *Mirror) setMaking(id carrick.NetworkID, making bool) {
 	}
 }
 
-// removed says whether a create was refused because the network is on its way out:
-// that came between. An engine passes the driver's error on as text.
-func removed(err error) bool {
-	return strings.Contains(err.Error(), cluster.ErrRemoving.Error()) || strings.Contains(err.Error(), cluster.ErrUnknownNetwork.Error())
-}
-
 // retrySoon has the networks compared again in a moment.
 func (m *Mirror) retrySoon() { time.AfterFunc(m.cfg.Retry/5, m.networksSoon) }
-
-func withNetwork(opts map[string]string, s cluster.Spec) map[string]string {
-	out := maps.Clone(opts)
-	if out == nil {
-		out = map[string]string{}
-	}
-	out[OptionNetwork] = string(s.Network.ID)
-	return out
-}
-
-// specNow asks the store, and does not hold the others up for long if it is slow.
-func (m *Mirror) specNow(ctx context.Context, id carrick.NetworkID) (cluster.Spec, error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	return m.cfg.Facts.Spec(ctx, id)
-}
-
-// takeAway removes a Docker network that somebody wants gone everywhere. If the
-// engine refuses, it stays everywhere.
-func (m *Mirror) takeAway(ctx context.Context, s cluster.Spec, a journal.Alias, listed bool) string {
-	if len(m.cfg.Facts.Journal().Endpoints(s.Network.ID)) == 0 {
-		// Whoever uses it refuses at once. A Docker network that is made again has another
-		// id, by which containers that are stopped do not find it: better that it stays.
-		objections := time.NewTimer(m.cfg.Objections)
-		defer objections.Stop()
-		select {
-		case <-objections.C:
-		case <-ctx.Done():
-			return ""
-		}
-	}
-	if now, err := m.specNow(ctx, s.Network.ID); err != nil || now.Removal == nil {
-		m.cfg.Log.Debug("network not removed", "network", s.Name, "err", err)
-		m.retrySoon()
-		return ""
-	}
-	if !listed {
-		if time.Since(a.Created) < m.cfg.Patience {
-			m.retrySoon() // its create may not have ended
-			return ""
-		}
-		if len(m.cfg.Facts.Journal().Endpoints(s.Network.ID)) > 0 {
-			return "" // the other look asks the kernel
-		}
-		if err := m.cfg.Facts.DropAlias(ctx, a.Docker); err != nil {
-			m.cfg.Log.Debug("alias of a removed network not dropped yet", "network", s.Name, "err", err)
-		}
-		return ""
-	}
-	err := m.removeIdle(ctx, s.Network.ID, a.Docker)
-	switch {
-	case err == nil:
-		m.cfg.Log.Info("network removed, as on host "+m.cfg.Facts.HostName(s.Removal.Host), "name", s.Name, "network", s.Network.ID)
-	case errors.Is(err, ErrInUse):
-		m.cfg.Log.Warn("network was removed on host "+m.cfg.Facts.HostName(s.Removal.Host)+" and stays: it is in use here", "name", s.Name, "network", s.Network.ID, "err", err)
-		if err := m.cfg.Facts.KeepNetwork(ctx, s.Network.ID, err.Error()); err != nil {
-			m.cfg.Log.Debug("the others do not know yet that a network stays", "network", s.Name, "err", err)
-			m.retrySoon()
-		}
-	default:
-		return fmt.Sprintf("network %s was removed on host %s and is still on this one: %v", s.Name, m.cfg.Facts.HostName(s.Removal.Host), err)
-	}
-	return ""
-}
-
-// end removes a Docker network that the cluster ended while this host was removed from
-// it.
-func (m *Mirror) end(ctx context.Context, id carrick.DockerNetworkID, at Network, listed bool) string {
-	if err := m.remove(ctx, id); err != nil {
-		return fmt.Sprintf("network %s was removed while this host was no part of the cluster, and is still on its engine: docker network rm %s: %v", at.Name, id.Short(), err)
-	}
-	if listed {
-		m.cfg.Log.Info("network removed: it was on no other host any more when this one came back", "name", at.Name, "docker", id.Short())
-	}
-	if err := m.cfg.Facts.ForgetEnded(id); err != nil {
-		m.cfg.Log.Warn("a network that is gone is not forgotten", "docker", id.Short(), "err", err)
-	}
-	m.networksSoon()
-	return ""
-}
-
-// removeIdle removes a Docker network that has no container as far as the journal
-// knows, and is patient with an engine that counts an endpoint for a moment after its
-// driver's last call (libnetwork, atomicIncDecEpCnt).
-func (m *Mirror) removeIdle(ctx context.Context, id carrick.NetworkID, docker carrick.DockerNetworkID) error {
-	wait, cancel := context.WithTimeout(ctx, miscount)
-	defer cancel()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := m.remove(ctx, docker)
-		if !errors.Is(err, ErrInUse) || len(m.cfg.Facts.Journal().Endpoints(id)) > 0 {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-wait.Done():
-			return fmt.Errorf("%w; no container of this host is in it as far as Carrick knows: if docker network inspect lists none either, "+
-				"the engine has miscounted, as those of 20.10 can when many start or end at once, and counts anew when it is restarted", err)
-		}
-	}
-}
-
-// giveWay removes a Docker network whose name another of the cluster had first, if
-// nobody uses it; the other is made in its place.
-func (m *Mirror) giveWay(ctx context.Context, s, first cluster.Spec, a journal.Alias) string {
-	if now, err := m.specNow(ctx, first.Network.ID); err != nil || now.Removal != nil {
-		m.cfg.Log.Debug("network does not give way", "network", s.Name, "err", err)
-		m.retrySoon()
-		return ""
-	}
-	err := m.removeIdle(ctx, s.Network.ID, a.Docker)
-	if err != nil && !errors.Is(err, ErrInUse) {
-		return fmt.Sprintf("network %s is %s on this host and %s on others, which was there first, and cannot be replaced yet: %v",
-			s.Name, s.Network.Subnets(), first.Network.Subnets(), err)
-	}
-	if err == nil {
-		m.cfg.Log.Warn("network removed: another of the same name was there first, and takes its place", "name", s.Name, "removed", s.Network.Subnets(), "first", first.Network.Subnets())
-		m.networksSoon()
-		return ""
-	}
-	return fmt.Sprintf("network %s is %s on this host and %s on others, which was there first: stop its containers here, and it is replaced: %v",
-		s.Name, s.Network.Subnets(), first.Network.Subnets(), err)
-}
-
-// remove has the engine remove a network, and the driver know that no user did.
-func (m *Mirror) remove(ctx context.Context, id carrick.DockerNetworkID) error {
-	m.mu.Lock()
-	m.removing[id] = true
-	m.mu.Unlock()
-	defer func() {
-		m.mu.Lock()
-		delete(m.removing, id)
-		m.mu.Unlock()
-	}()
-	return m.cfg.Engine.RemoveNetwork(ctx, id)
-}
 
 // driver returns the name that the engine has for this agent. It is asked once it is
 // needed: the engine may not have been there before.
@@ -539,10 +304,4 @@ func (m *Mirror) Create(ctx context.Context, w NetworkWanted) (carrick.DockerNet
 	m.Look()
 	m.networksSoon()
 	return id, err
-}
-
-// Remove removes a network for an operator, as docker network rm does on this host.
-// It must not be called from within a plugin call.
-func (m *Mirror) Remove(ctx context.Context, id carrick.DockerNetworkID) error {
-	return m.cfg.Engine.RemoveNetwork(ctx, id)
 }

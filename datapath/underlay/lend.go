@@ -183,15 +183,14 @@ func (r *run) functionAtHome(c plan.Child, pf, l nl.Link) error {
 		return errCut
 	}
 	o.parents.Lock()
+	defer o.parents.Unlock()
 	of, number, ok := o.physical(l.Device)
 	if !ok || of != pf.Device {
-		defer o.parents.Unlock()
 		if !c.Create {
 			return nil // given back when the endpoint ends
 		}
 		return errors.Join(o.giveBack(r.ctx, l), r.take(c, pf))
 	}
-	defer o.parents.Unlock()
 	o.lend(l.Device, r.a.id, c.Endpoint)
 	if _, _, ok := plan.ParseChildAlias(l.Alias); !ok {
 		// Somebody took its alias off: what it was is not known any more.
