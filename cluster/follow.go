@@ -85,7 +85,9 @@ func (c *Cluster) state(id carrick.NetworkID) *netState {
 // Follow begins to keep a network's snapshot up to date. Following twice is
 // following once.
 func (c *Cluster) Follow(id carrick.NetworkID) {
-	c.recall(id)
+	if c.recall(id) {
+		c.changed(id) // somebody may have looked before
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.startFollow(id, c.state(id))

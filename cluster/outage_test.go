@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/carrick-net/carrick"
@@ -103,6 +104,49 @@ func TestNobodyWaitsForASilentStore(t *testing.T) {
 	a.Store.Heal()
 	sees(t, b, nb, a, more, named)
 	settled(t, a)
+}
+
+// told is somebody below a host's facts who notes what changed.
+type told struct {
+	mu       sync.Mutex
+	networks map[carrick.NetworkID]bool
+}
+
+func (*told) Realize(context.Context, carrick.NetworkID, carrick.EndpointID) error { return nil }
+
+func (b *told) Changed(id carrick.NetworkID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.networks[id] = true
+}
+
+func (b *told) has(id carrick.NetworkID) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.networks[id]
+}
+
+// Whoever looks at a network before somebody else has it followed sees nothing of the
+// others: he is told once what was heard of them before is there.
+func TestWhatIsRecalledIsTold(t *testing.T) {
+	t.Parallel()
+	a, b, na, _, _, cb := pair(t)
+	v, _ := a.View(na)
+	id := v.Network.ID
+	a.Crash()
+	a.Store.Cut()
+	if err := a.StartCut(); err != nil {
+		t.Fatal(err)
+	}
+	below := &told{networks: map[carrick.NetworkID]bool{}}
+	a.Attach(below)
+	if v, _ := a.View(na); len(v.Endpoints[b.Cluster.Self()]) != 0 {
+		t.Fatal("it is known before anybody has it followed: this test shows nothing")
+	}
+	a.Cluster.Follow(id)
+	if v, _ := a.View(na); !slices.Equal(endpoints(v, b.Cluster.Self()), addresses(cb)) || !below.has(id) {
+		t.Errorf("of b %v is known, and told: %v", endpoints(v, b.Cluster.Self()), below.has(id))
+	}
 }
 
 // An agent that starts while its store is away serves its networks, knows the

@@ -9,22 +9,22 @@ import (
 )
 
 // recall begins a network's snapshot with what was last heard of the others, so
-// that much is known before the store has answered. It reads the disk: c.mu must
-// not be held.
-func (c *Cluster) recall(id carrick.NetworkID) {
+// that much is known before the store has answered, and says whether that added
+// anything. It reads the disk: c.mu must not be held.
+func (c *Cluster) recall(id carrick.NetworkID) (news bool) {
 	c.mu.Lock()
 	n := c.nets[id]
 	done := c.cfg.Cache == nil || n != nil && (n.recalled || n.isLoad)
 	c.mu.Unlock()
 	if done {
-		return
+		return false
 	}
 	old := c.cfg.Cache.Load(id)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n = c.state(id)
 	if n.recalled || n.isLoad {
-		return
+		return false
 	}
 	n.recalled = true
 	for h, r := range old {
@@ -33,8 +33,10 @@ func (c *Cluster) recall(id carrick.NetworkID) {
 			continue
 		}
 		n.replace(h, at, r.Endpoints)
+		news = true
 	}
 	clear(n.unsaved)
+	return news
 }
 
 // save hands what changed in a network's snapshot to the cache, which writes it
