@@ -1,6 +1,8 @@
 package carrick
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -24,6 +26,9 @@ type Network struct {
 	Parent  string `json:"parent,omitempty"`  // that device, as [Parents] prints
 	Submode string `json:"submode,omitempty"` // macvlan_mode or ipvlan_mode
 	Flag    string `json:"flag,omitempty"`    // ipvlan_flag; "" of macvlan
+	// HostAccess: a host with a container in the network has a leg there, by which the two
+	// reach each other (of mode macvlan; see [LegID]).
+	HostAccess bool `json:"host_access,omitempty"`
 	// Fallback is what reaches hosts that a routed network has no route to: ModeVXLAN, or
 	// "", nothing.
 	Fallback Mode `json:"fallback,omitempty"`
@@ -357,6 +362,13 @@ func (id EndpointID) OuterName() string { return "ck" + deviceSuffix(id) }
 
 // PortName is the name of the other end, on the network's bridge.
 func (id EndpointID) PortName() string { return "p" + deviceSuffix(id) }
+
+// LegID is the id of the endpoint that is a host's own in a network with HostAccess: it
+// has addresses and a MAC as any other, and no container.
+func LegID(n NetworkID, h HostID) EndpointID {
+	sum := sha256.Sum256([]byte("leg/" + string(n) + "/" + string(h)))
+	return EndpointID(hex.EncodeToString(sum[:]))
+}
 
 // HostName is the name of the other end in the host's namespace, of a routed network.
 func (id EndpointID) HostName() string { return "cr" + deviceSuffix(id) }

@@ -113,7 +113,7 @@ func (r *Reconciler) wantedRouted() routed.Wanted {
 		w.Foreign[id] = true
 	}
 	for _, rec := range jr.Networks() {
-		if !rec.Conf.Routes() {
+		if !rec.Conf.Routes() && !rec.Conf.HostAccess {
 			continue
 		}
 		eps := jr.Endpoints(rec.Conf.ID)
@@ -137,10 +137,10 @@ func (r *Reconciler) wantedRouted() routed.Wanted {
 // wanted is what this host's networks need of what they share, as its journal says now.
 func (r *Reconciler) wanted() underlay.Wanted {
 	jr := r.cfg.Facts.Journal()
-	w := underlay.Wanted{Parents: map[string]bool{}, Children: map[string]bool{}}
+	w := underlay.Wanted{Parents: map[string]bool{}, Children: map[string]bool{}, Legs: map[string]bool{}}
 	for _, rec := range jr.Networks() {
 		eps := jr.Endpoints(rec.Conf.ID)
-		if len(eps) > 0 && rec.Conf.Routes() { // of whatever mode
+		if len(eps) > 0 && (rec.Conf.Routes() || rec.Conf.HostAccess) { // of whatever mode
 			for _, p := range rec.Conf.Pools {
 				w.Prefixes = append(w.Prefixes, p.Prefix)
 			}
@@ -150,6 +150,9 @@ func (r *Reconciler) wanted() underlay.Wanted {
 		}
 		for _, e := range eps {
 			w.Children[e.ID.OuterName()] = true
+			if e.ID == carrick.LegID(rec.Conf.ID, r.cfg.Facts.Self()) {
+				w.Legs[plan.LegName(rec.Conf.ID)] = true
+			}
 		}
 		if rec.Leaving && len(eps) == 0 {
 			continue

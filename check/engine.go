@@ -48,7 +48,7 @@ func (r *run) engine(id carrick.HostID, h Host) {
 		}
 	}
 	for _, ep := range sorted(known) {
-		if p := known[ep]; !runs[ep] {
+		if p := known[ep]; !runs[ep] && ep != carrick.LegID(p.network, id) {
 			r.at(Transient, Leak, p.network, id, ep.Short(), collected, "an endpoint with %v that no container has", p.ep.Addrs)
 		}
 	}

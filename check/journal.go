@@ -100,7 +100,8 @@ func (r *run) endpoints(nid carrick.NetworkID, id carrick.HostID, h Host, n Jour
 			r.at(Wrong, FencedRule, nid, id, e.ID.Short(), restart, "cut off: this host was removed, and %v was not given to it again", e.Addrs)
 			continue
 		}
-		if !slices.Contains(n.Aliases, e.Docker) {
+		// The host's own is of no Docker network.
+		if !slices.Contains(n.Aliases, e.Docker) && e.ID != carrick.LegID(nid, id) {
 			r.at(Wrong, Unbound, nid, id, e.ID.Short(), restart, "an endpoint of docker network %s, which is not this network", e.Docker.Short())
 		}
 		for _, a := range e.Addrs {

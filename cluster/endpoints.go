@@ -61,6 +61,7 @@ func (c *Cluster) RemoveEndpoint(id carrick.EndpointID) error {
 	}
 	err = c.jr.Update(func(tx *journal.Tx) error {
 		tx.DeleteEndpoint(id)
+		c.endLeg(tx, e.Network)
 		return nil
 	})
 	if err != nil {
@@ -118,6 +119,7 @@ func (c *Cluster) release(id carrick.NetworkID, a netip.Addr, meant func(journal
 		if l.Endpoint != "" {
 			withdrawn = true
 			withdraw(tx, l.Endpoint, a)
+			c.endLeg(tx, id)
 		}
 		if rec, ok := tx.Network(id); ok && !inBlocks(rec.Blocks, a) {
 			tx.DeleteLease(id, a) // its block is another host's by now, and so is its rest
@@ -134,6 +136,37 @@ func (c *Cluster) release(id carrick.NetworkID, a netip.Addr, meant func(journal
 		c.changed(id)
 	}
 	return nil
+}
+
+// EndLeg ends this host's own endpoint in a network if it has no other there.
+func (c *Cluster) EndLeg(id carrick.NetworkID) {
+	if err := c.jr.Update(func(tx *journal.Tx) error { c.endLeg(tx, id); return nil }); err != nil {
+		c.log.Warn("this host's own endpoint in a network was not ended", "network", id, "err", err)
+		return
+	}
+	c.PublishLater(id)
+	c.changed(id)
+}
+
+// endLeg ends this host's own endpoint in a network (see [carrick.LegID]) with its last
+// container there.
+func (c *Cluster) endLeg(tx *journal.Tx, id carrick.NetworkID) {
+	e, ok := tx.Endpoint(carrick.LegID(id, c.self))
+	if !ok || len(tx.Endpoints(id)) > 1 {
+		return
+	}
+	rec, known := tx.Network(id)
+	tx.DeleteEndpoint(e.ID)
+	for _, a := range e.Addrs {
+		if l, ok := tx.Lease(id, a); !ok || l.Released != 0 || l.Lent != "" {
+			continue
+		}
+		if known && !inBlocks(rec.Blocks, a) {
+			tx.DeleteLease(id, a)
+			continue
+		}
+		tx.Release(id, a, time.Now())
+	}
 }
 
 // withdraw takes an address of an endpoint out of the facts: with the endpoint,

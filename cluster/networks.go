@@ -44,6 +44,7 @@ type Want struct {
 	MacvlanMode string
 	IPvlanMode  string
 	IPvlanFlag  string
+	HostAccess  *bool
 	// Fallback is as in carrick.Network; "" is not said.
 	Fallback carrick.Mode
 }
@@ -323,6 +324,10 @@ func (w Want) Configuration() (carrick.Network, error) {
 		switch n.Mode {
 		case carrick.ModeMacvlan:
 			n.Submode = cmp.Or(w.MacvlanMode, carrick.MacvlanModes()[0])
+			n.HostAccess = w.HostAccess != nil && *w.HostAccess
+			if n.HostAccess && n.Submode != carrick.MacvlanModes()[0] {
+				return carrick.Network{}, fmt.Errorf("-o host_access=on %w with macvlan_mode=%s, whose containers do not reach what is on their own host: choose macvlan_mode=%s, or leave host_access out", ErrOption, n.Submode, carrick.MacvlanModes()[0])
+			}
 		case carrick.ModeIPvlan:
 			n.Submode, n.Flag = cmp.Or(w.IPvlanMode, carrick.IPvlanModes()[0]), cmp.Or(w.IPvlanFlag, carrick.IPvlanFlags()[0])
 		}
@@ -366,6 +371,7 @@ func (w Want) suits(mode carrick.Mode) error {
 		{"storm", said(w.Storm), []carrick.Mode{carrick.ModeVXLAN}},
 		{"parent", w.Parent, []carrick.Mode{carrick.ModeMacvlan, carrick.ModeIPvlan, carrick.ModeSRIOV}},
 		{"macvlan_mode", w.MacvlanMode, []carrick.Mode{carrick.ModeMacvlan}},
+		{"host_access", switchSaid(w.HostAccess), []carrick.Mode{carrick.ModeMacvlan}},
 		{"ipvlan_mode", w.IPvlanMode, []carrick.Mode{carrick.ModeIPvlan}},
 		{"ipvlan_flag", w.IPvlanFlag, []carrick.Mode{carrick.ModeIPvlan}},
 	} {
@@ -436,6 +442,9 @@ func (w Want) agrees(n carrick.Network) error {
 	}
 	if w.Flood != nil && *w.Flood != n.Flood {
 		differ("flood", *w.Flood, n.Flood)
+	}
+	if w.HostAccess != nil && *w.HostAccess != n.HostAccess {
+		differ("host_access", *w.HostAccess, n.HostAccess)
 	}
 	if w.Snoop != nil && *w.Snoop != n.Snoop {
 		differ("mcast_snooping", *w.Snoop, n.Snoop)

@@ -44,6 +44,8 @@ type Realizer interface {
 type Reservations interface {
 	Reserved(prefix netip.Prefix) (ipam.Reservation, error)
 	Done(ipam.Reservation)
+	// ForHost gives out an address that is for this host itself.
+	ForHost(ctx context.Context, n carrick.Network, pool netip.Prefix) (netip.Addr, error)
 }
 
 // Names has containers' questions for names answered.
@@ -99,6 +101,8 @@ type Driver struct {
 	cfg Config
 	// devices is held while a network is made that stands on one.
 	devices sync.Mutex
+	// legs is held while this host gets an endpoint of its own.
+	legs sync.Mutex
 }
 
 var _ dockerapi.NetworkDriver = (*Driver)(nil)
@@ -283,7 +287,7 @@ func (d *Driver) network(id carrick.DockerNetworkID) (carrick.Network, error) {
 // CreateEndpoint records a new endpoint and begins to publish it, so that the
 // other hosts are usually ready by the time its container starts. It waits for
 // nobody.
-func (d *Driver) CreateEndpoint(_ context.Context, r dockerapi.CreateEndpointRequest) (dockerapi.CreateEndpointResponse, error) {
+func (d *Driver) CreateEndpoint(ctx context.Context, r dockerapi.CreateEndpointRequest) (dockerapi.CreateEndpointResponse, error) {
 	var none dockerapi.CreateEndpointResponse
 	n, err := d.network(r.Network)
 	if err != nil {
@@ -301,6 +305,11 @@ func (d *Driver) CreateEndpoint(_ context.Context, r dockerapi.CreateEndpointReq
 		return none, err
 	}
 	d.cfg.Cluster.Follow(n.ID)
+	if n.HostAccess {
+		if err := d.leg(ctx, n); err != nil {
+			return none, fmt.Errorf("network %s: this host's own address in it (host_access=on): %w", n.Label(), err)
+		}
+	}
 	mac := r.MAC
 	switch {
 	case n.SharesMAC() && !mac.IsZero():
@@ -335,6 +344,8 @@ func (d *Driver) addEndpoint(r dockerapi.CreateEndpointRequest, n carrick.Networ
 		Network:  n.ID, Docker: r.Network,
 	})
 	if err != nil {
+		// Without the container its host has no business there either.
+		d.cfg.Cluster.EndLeg(n.ID)
 		return fmt.Errorf("network %s: %w", n.Label(), err)
 	}
 	return nil

@@ -131,6 +131,8 @@ func decodeOption(name, v string, w *cluster.Want) error {
 		w.IPvlanMode, err = oneOf(v, carrick.IPvlanModes())
 	case "ipvlan_flag":
 		w.IPvlanFlag, err = oneOf(v, carrick.IPvlanFlags())
+	case "host_access":
+		w.HostAccess, err = decodeSwitch(v)
 	case "routed_fallback":
 		if v != string(carrick.ModeVXLAN) {
 			return fmt.Errorf("want vxlan, or leave it out")
@@ -142,7 +144,7 @@ func decodeOption(name, v string, w *cluster.Want) error {
 		if slices.Contains(engineOptions, name) {
 			return nil
 		}
-		return fmt.Errorf("unknown option: carrick knows %s", strings.Join([]string{"mode", "vni", "port", "mtu", "flood", "mcast_snooping", "storm", "parent", "macvlan_mode", "ipvlan_mode", "ipvlan_flag", "routed_fallback", "carrick.network", dockerMTU, dockerVXLAN}, ", "))
+		return fmt.Errorf("unknown option: carrick knows %s", strings.Join([]string{"mode", "vni", "port", "mtu", "flood", "mcast_snooping", "storm", "parent", "macvlan_mode", "ipvlan_mode", "ipvlan_flag", "host_access", "routed_fallback", "carrick.network", dockerMTU, dockerVXLAN}, ", "))
 	}
 	return err
 }

@@ -16,6 +16,12 @@ const foreignTries = 10
 // ErrForeign: an address that somebody on the segment has who is none of Carrick's.
 var ErrForeign = errors.New("address is somebody else's on the segment")
 
+// ForHost gives out an address of a pool that is for this host itself, as RequestAddress
+// does for a container. Errors as of [Driver.Allocate], and [ErrForeign].
+func (d *Driver) ForHost(ctx context.Context, n carrick.Network, pool netip.Prefix) (netip.Addr, error) {
+	return d.allocateUnclaimed(ctx, n, pool, netip.Addr{})
+}
+
 // allocateUnclaimed is Allocate for networks whose addresses live on a segment with
 // others: one that somebody there has is not given out. It goes back to rest, and so is
 // not the next to be tried.

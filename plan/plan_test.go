@@ -150,6 +150,15 @@ func TestPlans(t *testing.T) {
 			v.Sandboxes = map[carrick.EndpointID]string{e: "/var/run/docker/netns/0123456789ab"}
 		},
 		"ipvlan-l2": func(v *carrick.View) { onParent(v, carrick.ModeIPvlan, "l2", "eth1") },
+		"macvlan-host-access": func(v *carrick.View) {
+			dualStack(v)
+			onParent(v, carrick.ModeMacvlan, "bridge", "eth1")
+			v.Network.HostAccess = true
+			leg := v.Endpoints[h1][1]
+			leg.ID = carrick.LegID(v.Network.ID, h1)
+			v.Endpoints[h1][1] = leg
+			v.Joined[v.Endpoints[h1][0].ID] = true
+		},
 		// Nobody on the segment answers for the others' containers.
 		"ipvlan-l3": func(v *carrick.View) { onParent(v, carrick.ModeIPvlan, "l3", "eth1") },
 		"ipvlan-l3s-dual": func(v *carrick.View) {

@@ -21,10 +21,63 @@ type Underlay struct {
 	MTU     int // of the children, in bytes; 0: the parent's
 
 	Children []Child // sorted by name
+	// Leg is the host's own device beside them; nil: it has none.
+	Leg *Leg
 	// Routes lead to the containers of other hosts; they and no others, of Carrick's,
 	// lead into Prefixes. Without any, routes are none of the network's business.
 	Routes   []RouteRow // sorted
 	Prefixes []netip.Prefix
+}
+
+// Leg is a device of the host's own on a network's segment, by which it and its containers
+// there reach each other, whom the kernel keeps apart otherwise: the host has an address on
+// it, and routes to its containers lead there.
+type Leg struct {
+	Endpoint carrick.EndpointID
+	Name     string
+	MAC      carrick.MAC
+	Addrs    []netip.Addr // of the host; single ones
+	To       []netip.Addr // of its containers, sorted
+	// Down: its addresses may be somebody else's.
+	Down bool
+}
+
+// Source is the host's address of the same family as another's; false if it has none.
+func (l Leg) Source(a netip.Addr) (netip.Addr, bool) {
+	i := slices.IndexFunc(l.Addrs, func(x netip.Addr) bool { return x.Is4() == a.Is4() })
+	if i < 0 {
+		return netip.Addr{}, false
+	}
+	return l.Addrs[i], true
+}
+
+// LegName is the name of a host's leg in a network: unique, and of 15 characters.
+func LegName(id carrick.NetworkID) string { return "ckl" + string(id)[:min(len(id), 12)] }
+
+// LegAlias is the alias of a leg, by which a restart knows it as ours.
+func LegAlias(id carrick.NetworkID) string { return aliasPrefix + string(id) + legSuffix }
+
+const legSuffix = "/leg"
+
+// ParseLegAlias is the inverse of [LegAlias].
+func ParseLegAlias(s string) (carrick.NetworkID, bool) {
+	rest, ours := strings.CutPrefix(s, aliasPrefix)
+	id, leg := strings.CutSuffix(rest, legSuffix)
+	return carrick.NetworkID(id), ours && leg && carrick.ValidID(id)
+}
+
+// LegSysctls are the settings of a leg, sorted by name.
+func LegSysctls(link string, six bool) []Sysctl {
+	out := []Sysctl{
+		// It answers for the host's address in the network and for no other of the host's:
+		// the segment would find each of those twice.
+		{Name: "net.ipv4.conf." + link + ".arp_ignore", Value: "1", Also: "2"},
+	}
+	if six {
+		conf6 := "net.ipv6.conf." + link + "."
+		out = append(out, Sysctl{Name: conf6 + "accept_ra", Value: "0"}, Sysctl{Name: conf6 + "autoconf", Value: "0"}, Sysctl{Name: conf6 + "disable_ipv6", Value: "0"})
+	}
+	return out
 }
 
 // Child is the device of one local endpoint.
@@ -101,7 +154,16 @@ func underlay(n Network, v carrick.View, me carrick.HostID) Network {
 			m.claim(claim{host: h.ID, gen: e.Gen, ep: e.ID}, e)
 		}
 	}
+	var to []netip.Addr
+	leg := carrick.LegID(v.Network.ID, me)
 	for _, e := range local {
+		if v.Network.HostAccess && e.ID == leg {
+			u.Leg = &Leg{Endpoint: e.ID, Name: LegName(v.Network.ID), MAC: e.MAC, Down: v.Fenced[e.ID]}
+			if !u.Leg.Down {
+				u.Leg.Addrs = m.hasAddrs(me, e)
+			}
+			continue
+		}
 		u.Children = append(u.Children, Child{
 			Endpoint: e.ID, Name: e.ID.OuterName(), MAC: e.MAC, Sandbox: v.Sandboxes[e.ID], Create: !v.Joined[e.ID], Down: v.Fenced[e.ID],
 		})
@@ -109,7 +171,11 @@ func underlay(n Network, v carrick.View, me carrick.HostID) Network {
 			m.problem("endpoint %s is cut off, because its addresses may be another host's by now: it comes back if they are granted again; docker restart CONTAINER gives it others", e.ID.Short())
 			continue
 		}
-		m.hasAddrs(me, e)
+		to = append(to, m.hasAddrs(me, e)...)
+	}
+	if u.Leg != nil {
+		slices.SortFunc(to, netip.Addr.Compare)
+		u.Leg.To, u.Prefixes = to, prefixes(v.Network)
 	}
 	for _, h := range others {
 		for _, e := range h.eps {
@@ -162,6 +228,26 @@ func (u *Underlay) text(id carrick.NetworkID, problems []string) string {
 		}
 		if c.Down {
 			fmt.Fprintf(&b, "ip link set %s down # in %s\n", c.Name, c.Sandbox)
+		}
+	}
+	if l := u.Leg; l != nil {
+		mtu, state := "", "up"
+		if u.MTU != 0 {
+			mtu = fmt.Sprintf(" mtu %d", u.MTU)
+		}
+		if l.Down {
+			state = "down"
+		}
+		fmt.Fprintf(&b, "ip link add %s link %s address %s%s alias %s type %s mode %s\n", l.Name, p.Name, l.MAC, mtu, LegAlias(id), u.Kind, mode)
+		writeSysctls(&b, LegSysctls(l.Name, slices.ContainsFunc(l.Addrs, netip.Addr.Is6)))
+		fmt.Fprintf(&b, "ip link set %s %s\n", l.Name, state)
+		for _, a := range l.Addrs {
+			fmt.Fprintf(&b, "ip addr add %s dev %s\n", netip.PrefixFrom(a, a.BitLen()), l.Name)
+		}
+		for _, a := range l.To {
+			if src, ok := l.Source(a); ok {
+				fmt.Fprintf(&b, "ip route replace %s dev %s src %s proto carrick\n", netip.PrefixFrom(a, a.BitLen()), l.Name, src)
+			}
 		}
 	}
 	for _, r := range u.Routes {

@@ -106,6 +106,8 @@ type Network struct {
 	Parent  string `json:"parent,omitempty"`
 	Submode string `json:"submode,omitempty"` // macvlan_mode or ipvlan_mode
 	Flag    string `json:"flag,omitempty"`    // ipvlan_flag
+	// HostAccess: hosts have a leg of their own in it.
+	HostAccess bool `json:"host_access,omitempty"`
 	// Fallback is what reaches the hosts that a routed network has no route to; "" nothing.
 	Fallback carrick.Mode `json:"routed_fallback,omitempty"`
 	Internal bool         `json:"internal"`

@@ -224,7 +224,7 @@ func underlayPairs(n status.Network) [][2]string {
 	out := [][2]string{{"mode", string(n.Mode)}, {"parent", n.Parent}}
 	switch n.Mode {
 	case carricknet.ModeMacvlan:
-		out = append(out, [2]string{"macvlan_mode", n.Submode})
+		out = append(out, [2]string{"macvlan_mode", n.Submode}, [2]string{"host_access", mark(n.HostAccess)})
 	case carricknet.ModeIPvlan:
 		out = append(out, [2]string{"ipvlan_mode", n.Submode}, [2]string{"ipvlan_flag", n.Flag})
 	}

@@ -213,7 +213,7 @@ func replaced(p nl.Path, set []nl.Path) bool {
 
 // path is how a route would have been written that the kernel has.
 func path(r nl.Route) nl.Path {
-	p := nl.Path{Dst: r.Dst, Via: r.Via, Unreachable: r.Unreachable, Metric: r.Metric, MTU: r.MTU}
+	p := nl.Path{Dst: r.Dst, Via: r.Via, Unreachable: r.Unreachable, Source: r.Source, Metric: r.Metric, MTU: r.MTU}
 	if !r.Unreachable && (r.OnLink || !r.Via.IsValid()) {
 		p.Link.Index = r.Link
 	}

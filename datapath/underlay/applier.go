@@ -224,7 +224,7 @@ func (r *run) converge() error {
 	if p.Name == "" {
 		return r.without(fmt.Errorf("this host: %w", ErrNoParent)) // the plan says more
 	}
-	a.watch(p.Name, p.Base)
+	a.watch(p.Name, p.Base, r.legName())
 	o.parents.Lock()
 	parent, err := o.parent(r.ctx, p)
 	o.parents.Unlock()
@@ -246,12 +246,13 @@ func (r *run) converge() error {
 		}
 		r.rep.Endpoints[c.Endpoint] = err
 	}
-	routeErr := r.route()
+	leg, legErr := r.leg(parent, links)
+	routeErr := errors.Join(legErr, r.route(leg))
 	delErr := r.strangers(links)
 	if len(r.u.Prefixes) > 0 {
 		a.prefixes = r.u.Prefixes
 	}
-	if a.last = r.u; r.want.Partial {
+	if a.last = r.u; r.want.Partial || routeErr != nil {
 		a.last = nil // what the next run changes is not somebody else's doing
 	}
 	return errors.Join(routeErr, delErr)
@@ -289,6 +290,14 @@ func (r *run) lost(err error) {
 			r.problem("endpoint %s: %v: once it is there again, docker restart CONTAINER", c.Endpoint.Short(), err)
 		}
 	}
+}
+
+// legName is the name of the host's own device, "" if it has none.
+func (r *run) legName() string {
+	if r.u.Leg == nil {
+		return ""
+	}
+	return r.u.Leg.Name
 }
 
 // child brings one endpoint's device to the plan, wherever it is.
@@ -541,13 +550,13 @@ func (r *run) remove() error {
 	a.last, a.lasting = nil, nil
 	a.routes.Forget()
 	r.u = &plan.Underlay{Prefixes: a.prefixes}
-	if err := r.route(); err != nil {
+	if err := r.route(nl.Ref{}); err != nil {
 		errs = append(errs, err)
 	} else {
 		a.prefixes = nil
 	}
 	r.u = nil
-	errs = append(errs, r.strangers(links))
+	errs = append(errs, r.strangers(links), r.endLeg(links))
 	a.watch()
 	return errors.Join(errs...)
 }

@@ -169,6 +169,9 @@ func (o *Host) List(ctx context.Context) ([]carrick.NetworkID, error) {
 		if id, _, ok := plan.ParseChildAlias(l.Alias); ok && l.Kind != nl.KindVeth {
 			found[id] = true
 		}
+		if id, ok := plan.ParseLegAlias(l.Alias); ok {
+			found[id] = true
+		}
 	}
 	return slices.Sorted(maps.Keys(found)), nil
 }
@@ -179,6 +182,7 @@ type Wanted struct {
 	AllParents bool            // it cannot be said which are not
 	Prefixes   []netip.Prefix  // into which routes may lead
 	Children   map[string]bool // names that the devices of endpoints have
+	Legs       map[string]bool // names that the host's own devices have
 }
 
 // Collect removes what nobody needs any more of what is shared or was left by a crash:
@@ -216,6 +220,9 @@ func (o *Host) Collect(ctx context.Context, wanted func() Wanted) error {
 			}
 			continue
 		}
+		if isLeg(l) && !w.Legs[l.Name] {
+			stray = true
+		}
 		if stray || unused || l.Name == probeName && l.Kind != "" {
 			changes = append(changes, nl.DelLink{Link: l.Ref})
 		}
@@ -240,6 +247,15 @@ func (o *Host) know(parent string) {
 // carrick.EndpointID.OuterName.
 func ours(l nl.Link) bool {
 	return (l.Kind == nl.KindMacvlan || l.Kind == nl.KindIPvlan) && outerName(l.Name)
+}
+
+// isLeg says whether a link is a host's own in a network, by its alias, or by its name if
+// a crash left it without: see [plan.LegName].
+func isLeg(l nl.Link) bool {
+	_, leg := plan.ParseLegAlias(l.Alias)
+	id, ok := strings.CutPrefix(l.Name, "ckl")
+	half := l.Alias == "" && ok && len(id) == 12 && strings.Trim(id, "0123456789abcdef") == ""
+	return l.Kind == nl.KindMacvlan && (leg || half)
 }
 
 // outerName says whether a name has the form of an endpoint's device's.

@@ -1,6 +1,7 @@
 package underlay
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/carrick-net/carrick/datapath/route"
@@ -23,7 +24,7 @@ func (a *Applier) soon() {
 
 // route brings the routes into the network's prefixes to the plan. A peer that is on no
 // segment of this host is a problem, and the rest is reached.
-func (r *run) route() error {
+func (r *run) route(leg nl.Ref) error {
 	a := r.a
 	if len(r.u.Prefixes) == 0 {
 		return nil
@@ -31,6 +32,15 @@ func (r *run) route() error {
 	want := route.Want{Prefixes: r.u.Prefixes, Partial: r.want.Partial}
 	for _, w := range r.u.Routes {
 		want.Paths = append(want.Paths, nl.Path{Dst: w.Dst, Via: w.Via})
+	}
+	if l := r.u.Leg; l != nil && leg.Index == 0 {
+		want.Partial = true // what it could not be asked about stays
+	} else if l != nil && !l.Down {
+		for _, x := range l.To {
+			if src, ok := l.Source(x); ok {
+				want.Paths = append(want.Paths, nl.Path{Dst: netip.PrefixFrom(x, x.BitLen()), Link: leg, Source: src})
+			}
+		}
 	}
 	res, err := a.routes.Apply(r.ctx, a.o.h, want, r.rep)
 	for _, dst := range res.Taken {

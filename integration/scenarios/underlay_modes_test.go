@@ -237,3 +237,67 @@ func TestMacvlanBesideVXLAN(t *testing.T) {
 		t.Errorf("h1 has the links %v", links)
 	}
 }
+
+// A host has a leg in the network while it has a container there, and they reach each
+// other over it, as does nobody without.
+func TestHostAccess(t *testing.T) {
+	s := begin(t)
+	ctx := t.Context()
+	onLAN(t, s, "lan", "10.42.0.0/16", "-o", "host_access=on")
+	one, far := start(t, s.h1, "lan", "one"), start(t, s.h3, "lan", "far")
+	one.reaches(t, far)
+	out, err := s.h1.Carrick(ctx, "endpoint", "ls")
+	if err != nil || strings.Count(out, "(the host)") != 2 {
+		t.Errorf("endpoint ls says %v: %s", err, out)
+	}
+	get := func(b box) error {
+		out, err := b.host.Exec(ctx, "busybox", "wget", "-q", "-T", "2", "-O", "-", "http://"+b.ip+"/name")
+		if err == nil && strings.TrimSpace(out) != b.name {
+			err = fmt.Errorf("%s answers as %q", b.ip, out)
+		}
+		return err
+	}
+	for _, b := range []box{one, far} {
+		if err := get(b); err != nil {
+			t.Errorf("%s does not reach its container: %v", b.host.Name(), err)
+		}
+	}
+	leg := ""
+	for _, f := range strings.Fields(s.h1.MustExec(t, "ip", "-4", "-o", "addr", "show", "dev", legOn(t, s.h1))) {
+		if p, err := netip.ParsePrefix(f); err == nil {
+			leg = p.Addr().String()
+		}
+	}
+	if out := s.h1.MustInContainer(t, one.name, "probe", "dfping", "-size", "100", leg); out != "reply" {
+		t.Errorf("one asks its host at %s: %s", leg, out)
+	}
+	for _, h := range s.Hosts() {
+		healthy(t, h)
+	}
+	if err := errors.Join(s.h1.KillAgent(ctx), s.h1.RestartAgent(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	if out := exits(t, s.h1, 0, "doctor", "--audit"); !strings.Contains(out, "all is as planned") {
+		t.Errorf("after a restart: %s", out)
+	}
+	s.h1.MustDocker(t, "rm", "-f", one.name)
+	lab.Eventually(t, soon, "h1 to have no leg", func() error {
+		links, err := s.h1.Exec(ctx, "ls", "/sys/class/net")
+		if err == nil && strings.Contains(links, "ckl") {
+			err = errors.New(links)
+		}
+		return err
+	})
+}
+
+// legOn is the name of a host's leg.
+func legOn(t *testing.T, h *lab.Host) string {
+	t.Helper()
+	for _, l := range strings.Fields(h.MustExec(t, "ls", "/sys/class/net")) {
+		if strings.HasPrefix(l, "ckl") {
+			return l
+		}
+	}
+	t.Fatalf("%s has no leg", h.Name())
+	return ""
+}

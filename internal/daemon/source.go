@@ -91,7 +91,7 @@ func (s *source) network(n carrick.Network) status.Network {
 	out := status.Network{
 		ID: n.ID, Name: n.Name, Tenant: n.Tenant, Mode: n.Mode, VNI: n.VNI, Port: n.Port, MTU: plan.MTU(n, s.cluster.SelfHost()),
 		Internal: n.Internal, Flood: n.Flood, Snoop: n.Snoop, Storm: n.StormRate(), Subnet: p.Prefix, Range: p.Range, Gateway: p.Gateway, Aux: p.Aux,
-		Pools: n.Pools, Parent: n.Parent, Submode: n.Submode, Flag: n.Flag, Fallback: n.Fallback,
+		Pools: n.Pools, Parent: n.Parent, Submode: n.Submode, Flag: n.Flag, Fallback: n.Fallback, HostAccess: n.HostAccess,
 	}
 	switch {
 	case n.Mode.Underlay():
@@ -205,19 +205,23 @@ func (s *source) find(ctx context.Context, ref string) (status.Network, error) {
 // host's as its journal says.
 func (s *source) endpoints(ctx context.Context, n status.Network, stored map[carrick.HostID][]carrick.Endpoint) []status.Endpoint {
 	var out []status.Endpoint
-	add := func(e carrick.Endpoint, host string, local, cut bool) {
-		out = append(out, status.Endpoint{ID: e.ID, Network: n.ID, NetName: n.Name, Addrs: e.Addrs, MAC: e.MAC, Host: host, Local: local, Cut: cut})
+	add := func(e carrick.Endpoint, id carrick.HostID, host string, local, cut bool) {
+		x := status.Endpoint{ID: e.ID, Network: n.ID, NetName: n.Name, Addrs: e.Addrs, MAC: e.MAC, Host: host, Local: local, Cut: cut}
+		if e.ID == carrick.LegID(n.ID, id) {
+			x.Container = "(the host)"
+		}
+		out = append(out, x)
 	}
 	for host, eps := range stored {
 		if host == s.cluster.Self() {
 			continue
 		}
 		for _, e := range eps {
-			add(e, s.cluster.HostName(host), false, false)
+			add(e, host, s.cluster.HostName(host), false, false)
 		}
 	}
 	for _, e := range s.cluster.Journal().Endpoints(n.ID) {
-		add(e.Endpoint, s.cfg.Node, true, e.Fenced)
+		add(e.Endpoint, s.cluster.Self(), s.cfg.Node, true, e.Fenced)
 	}
 	s.fillLocal(ctx, n.ID, out)
 	slices.SortFunc(out, func(a, b status.Endpoint) int {

@@ -138,6 +138,13 @@ type DelNeigh struct {
 	Addr netip.Addr
 }
 
+// AddAddress gives a link an address, of IPv6 without asking whether somebody has it
+// (IFA_F_NODAD). One that it has is ErrExists.
+type AddAddress struct {
+	Link   Ref
+	Prefix netip.Prefix
+}
+
 // DelAddress takes an address off a link; the errno is EADDRNOTAVAIL if it has
 // none such.
 type DelAddress struct {
@@ -157,6 +164,7 @@ func (SetBridged) isChange() {}
 func (DelBridged) isChange() {}
 func (SetNeigh) isChange()   {}
 func (DelNeigh) isChange()   {}
+func (AddAddress) isChange() {}
 func (DelAddress) isChange() {}
 
 // Module is the kernel module that a change depends on, "" if it alters or
@@ -355,6 +363,15 @@ func (c SetNeigh) Command(ns string) string {
 // Command is `ip neigh del ADDR dev DEV`.
 func (c DelNeigh) Command(ns string) string {
 	return fmt.Sprintf("%s neigh del %s dev %s", tool("ip", ns), c.Addr, c.Link.Name)
+}
+
+// Command is `ip addr add PREFIX dev DEV`.
+func (c AddAddress) Command(ns string) string {
+	nodad := ""
+	if c.Prefix.Addr().Is6() {
+		nodad = " nodad"
+	}
+	return fmt.Sprintf("%s addr add %s dev %s%s", tool("ip", ns), c.Prefix, c.Link.Name, nodad)
 }
 
 // Command is `ip addr del PREFIX dev DEV`.

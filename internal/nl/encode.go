@@ -70,6 +70,14 @@ func (e *encoder) change(c Change, seq uint32) error {
 		e.begin(unix.RTM_DELNEIGH, 0, seq)
 		e.ndmsg(family(c.Addr), c.Link.Index, 0, 0)
 		e.addr(unix.NDA_DST, c.Addr)
+	case AddAddress:
+		e.begin(unix.RTM_NEWADDR, create, seq)
+		e.ifaddr(family(c.Prefix.Addr()), c.Prefix.Bits(), c.Link.Index)
+		e.addr(unix.IFA_LOCAL, c.Prefix.Addr())
+		e.addr(unix.IFA_ADDRESS, c.Prefix.Addr())
+		if c.Prefix.Addr().Is6() {
+			e.attrU32(unix.IFA_FLAGS, unix.IFA_F_NODAD)
+		}
 	case DelAddress:
 		e.begin(unix.RTM_DELADDR, 0, seq)
 		e.ifaddr(family(c.Prefix.Addr()), c.Prefix.Bits(), c.Link.Index)

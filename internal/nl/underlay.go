@@ -191,6 +191,9 @@ type Path struct {
 	// Unreachable: packets to Dst are refused with an ICMP message. It has neither Via
 	// nor Link.
 	Unreachable bool
+	// Source is the address that the host's own packets have unless they say another; zero:
+	// as the kernel chooses.
+	Source netip.Addr
 	// MTU is the largest packet that the way carries, in bytes; 0: what its link does.
 	MTU int
 	// Metric is the route's rank among those to the same destination, the least first;
@@ -213,6 +216,9 @@ func (p Path) String() string {
 		if p.Via.IsValid() {
 			b.WriteString(" onlink")
 		}
+	}
+	if p.Source.IsValid() {
+		fmt.Fprintf(&b, " src %s", p.Source)
 	}
 	if p.Metric != 0 {
 		fmt.Fprintf(&b, " metric %d", p.Metric)
@@ -395,6 +401,9 @@ func (e *encoder) route(p Path) {
 	}
 	if p.Link.Index != 0 {
 		e.attrU32(unix.RTA_OIF, uint32(p.Link.Index))
+	}
+	if p.Source.IsValid() {
+		e.addr(unix.RTA_PREFSRC, p.Source)
 	}
 	if p.Metric != 0 {
 		e.attrU32(unix.RTA_PRIORITY, p.Metric)
