@@ -256,8 +256,8 @@ func (s *source) nameContainers(ctx context.Context, eps []status.Endpoint) {
 	defer cancel()
 	names, _ := s.engine.Containers(ctx)
 	for i := range eps {
-		if eps[i].Local {
-			eps[i].Container = names[eps[i].ID].Name
+		if c, ok := names[eps[i].ID]; ok && eps[i].Local {
+			eps[i].Container = c.Name
 		}
 	}
 }
