@@ -84,7 +84,7 @@ type dog struct {
 }
 
 // stuck is how long, by the real clock, a history may stand still.
-const stuck = time.Minute
+const stuck = 10 * time.Second
 
 func newDog() *dog {
 	d := &dog{stop: make(chan struct{})}
