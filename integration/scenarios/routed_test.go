@@ -56,6 +56,13 @@ func TestRouted(t *testing.T) {
 		}
 	}
 
+	// The way out, and what is published, are Docker's as of any network.
+	published := start(t, s.h1, "net", "published", "-p", "8088:80")
+	got := boxes[5].host.MustInContainer(t, boxes[5].name, "probe", "get", fmt.Sprintf("http://%s:8088/name", s.h1.Addr()))
+	if strings.TrimSpace(got) != published.name {
+		t.Errorf("at the published port %q answers", got)
+	}
+
 	// Somebody at work on a host: the audit finds it, and it is as before.
 	a, far := boxes[0], boxes[5]
 	s.h1.MustExec(t, "ip", "route", "del", far.ip)
@@ -82,7 +89,7 @@ func TestRouted(t *testing.T) {
 		f.intact(t)
 	}
 
-	for _, b := range boxes {
+	for _, b := range append(boxes, published) {
 		b.host.MustDocker(t, "rm", "-f", b.name)
 	}
 	for _, f := range []string{"flow1", "flow2"} {
