@@ -138,8 +138,8 @@ type Cluster struct {
 	conflicts      map[carrick.NetworkID]string     // why a network cannot be published
 	specs          map[carrick.NetworkID]Spec       // as last heard
 	specsOK        bool
-	reclaims       map[reclaimKey]*reclaim // addresses that are asked back for a third host
-	asked          map[string]bool         // questions to other hosts that somebody here waits for
+	reclaims       map[string]*reclaim // addresses that are asked back for a third host, by its question's ID
+	asked          map[string]bool     // questions to other hosts that somebody here waits for
 
 	// pending counts claims under way by block, from before the store is asked until
 	// the journal has it; the zero block stands for loans. What is pending is not
@@ -208,7 +208,7 @@ func New(cfg Config) *Cluster {
 		graces:        map[carrick.HostID]time.Duration{},
 		conflicts:     map[carrick.NetworkID]string{},
 		asked:         map[string]bool{},
-		reclaims:      map[reclaimKey]*reclaim{},
+		reclaims:      map[string]*reclaim{},
 		askAgain:      make(chan struct{}, 1),
 		pending:       map[idleBlock]int{},
 		creating:      semaphore.NewWeighted(creators),

@@ -64,34 +64,29 @@ type reclaim struct {
 	at   time.Time // of its end
 }
 
-type reclaimKey struct {
-	network carrick.NetworkID
-	addr    netip.Addr
-}
-
 // errReclaiming: the borrower of an address is being asked for it.
 var errReclaiming = errors.New("its borrower is asked for it")
 
 // reclaimFor asks an address back in the background, since the return itself comes
 // the way that this question came. Until that has ended it returns errReclaiming, and
-// then once what came of it.
+// then once what came of it. That is for this question only: it may be granted before
+// what came of it is looked at, and by the next question somebody else has the address.
 func (c *Cluster) reclaimFor(q ask) error {
-	key := reclaimKey{q.Network, q.Addr}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	maps.DeleteFunc(c.reclaims, func(_ reclaimKey, r *reclaim) bool { // for which nobody came
+	maps.DeleteFunc(c.reclaims, func(_ string, r *reclaim) bool { // for which nobody came
 		return r.done && time.Since(r.at) >= askLimit
 	})
-	r := c.reclaims[key]
+	r := c.reclaims[q.ID]
 	if r != nil && r.done {
-		delete(c.reclaims, key)
+		delete(c.reclaims, q.ID)
 		return r.err
 	}
 	if r != nil || c.run == nil {
 		return errReclaiming
 	}
 	r = &reclaim{}
-	c.reclaims[key] = r
+	c.reclaims[q.ID] = r
 	run := c.run
 	run.group.Go(func() error {
 		ctx, cancel := context.WithTimeout(run.ctx, 2*askLimit)

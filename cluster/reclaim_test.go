@@ -55,6 +55,33 @@ func TestAddressMovesFromHostToHost(t *testing.T) {
 	})
 }
 
+// What came of asking for an address once says nothing about the next time: it goes
+// between two borrowers at once, again and again, and nobody asks in between.
+func TestAddressMovesBetweenBorrowers(t *testing.T) {
+	t.Parallel()
+	for _, between := range []time.Duration{0, 30 * time.Millisecond, 150 * time.Millisecond, time.Second} {
+		t.Run(between.String(), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := memory.NewServer()
+				hs, ns := trio(t, s, "10.42.0.0/24")
+				hs[0].MustRun(ns[0], sim.Run{})
+				const ip = "10.42.0.4" // of h1's block
+				for move := range 12 {
+					at := 1 + move%2
+					c, err := hs[at].Run(ns[at], sim.Run{IP: ip})
+					if err != nil {
+						t.Fatalf("move %d, to %s: %v", move, hs[at].Name, err)
+					}
+					pass(between)
+					hs[at].Stop(c)
+				}
+				normal(t, hs[0])
+			})
+		})
+	}
+}
+
 // The borrower does not answer: the address is refused in time, and moves when the
 // borrower is there again.
 func TestAddressIsNotTakenFromASilentBorrower(t *testing.T) {
