@@ -459,6 +459,34 @@ func TestGoneHostsDoNotCount(t *testing.T) {
 	}
 }
 
+// Endpoints without a MAC of their own, as in an ipvlan network, share none.
+func TestNoMACIsNobodys(t *testing.T) {
+	t.Parallel()
+	w := right()
+	w.net(func(n *check.StoreNetwork) {
+		for _, eps := range n.Endpoints {
+			for i := range eps {
+				eps[i].MAC = carrick.MAC{}
+			}
+		}
+	})
+	for _, h := range w.Hosts {
+		for _, n := range h.Journal.Networks {
+			for i := range n.Endpoints {
+				n.Endpoints[i].MAC = carrick.MAC{}
+			}
+		}
+		for i := range h.Engine.Containers {
+			h.Engine.Containers[i].MAC = carrick.MAC{}
+		}
+	}
+	for _, f := range check.Run(w.Facts) {
+		if f.Rule == check.HeldTwice {
+			t.Error(f)
+		}
+	}
+}
+
 // A cut-off endpoint has no address to share.
 func TestCutOffEndpointsHoldNothing(t *testing.T) {
 	t.Parallel()

@@ -34,6 +34,9 @@ func (r *run) heldTwice() {
 			addrs[addrKey{u.network, a}] = append(addrs[addrKey{u.network, a}], u.who)
 		}
 		for _, m := range u.macs {
+			if m.IsZero() {
+				continue
+			}
 			macs[macKey{u.network, m}] = append(macs[macKey{u.network, m}], u.who)
 		}
 	}

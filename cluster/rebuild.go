@@ -144,7 +144,10 @@ func (n lostNetwork) write(tx *journal.Tx, self carrick.HostID, running []check.
 			continue
 		}
 		mac := k.MAC
-		if mac.IsZero() {
+		switch {
+		case n.conf.SharesMAC():
+			mac = carrick.MAC{} // whatever the engine says: it has none of its own
+		case mac.IsZero():
 			mac = carrick.MACFor(n.conf.VNI, k.Addrs[0])
 		}
 		if addrs := onlyIn(n.conf, k.Addrs); len(addrs) > 0 {

@@ -16,12 +16,34 @@ import (
 	"github.com/carrick-net/carrick/kvstore/memory"
 )
 
+// anyDevice is a host on whose devices every network can stand.
+type anyDevice struct{}
+
+func (anyDevice) CheckParent(context.Context, carrick.Network, carrick.Parent) error { return nil }
+
 // A host whose state directory was lost is the same host again, remembers what it
 // gave out, and gives none of it to anybody else.
 func TestStateDirectoryLost(t *testing.T) {
 	t.Parallel()
+	for mode, opts := range map[string]map[string]string{
+		"vxlan":  nil,
+		"ipvlan": {"mode": "ipvlan", "parent": "eth1"}, // where no container has a MAC of its own
+	} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			stateDirectoryLost(t, opts)
+		})
+	}
+}
+
+func stateDirectoryLost(t *testing.T, opts map[string]string) {
 	s := memory.NewServer()
-	hs, ns := trio(t, s, "10.42.0.0/24")
+	var hs []*sim.Host
+	var ns []*sim.Network
+	for i := range 2 {
+		h := sim.NewHostWith(t, s, sim.Options{Number: i + 1, Devices: anyDevice{}})
+		hs, ns = append(hs, h), append(ns, h.MustCreate("app", sim.Create{Subnet: "10.42.0.0/24", Opts: opts}))
+	}
 	var before []*sim.Container
 	for range 3 {
 		before = append(before, hs[0].MustRun(ns[0], sim.Run{}))
@@ -80,7 +102,9 @@ func TestStateDirectoryLost(t *testing.T) {
 		taken = append(taken, c.Addr.Addr())
 	}
 	v, _ := hs[0].View(ns[0])
-	if !slices.ContainsFunc(v.Endpoints[self], func(e carrick.Endpoint) bool { return e.ID == unpublished.Endpoint }) {
+	if i := slices.IndexFunc(v.Endpoints[self], func(e carrick.Endpoint) bool { return e.ID == unpublished.Endpoint }); i < 0 {
 		t.Error("the container that was never published is not known")
+	} else if mac := v.Endpoints[self][i].MAC; mac != unpublished.MAC {
+		t.Errorf("the container that was never published has MAC %s, had %s", mac, unpublished.MAC)
 	}
 }

@@ -100,6 +100,6 @@ version {{.Status.Version}}</p>
 <h2>Hosts</h2><table><tr><th>name</th><th>VTEP</th><th>state</th><th>version</th></tr>
 {{range .Nodes}}<tr><td>{{.Name}}{{if .Self}} (this one){{end}}</td><td><code>{{.VTEP}}</code></td><td><span class="{{if eq .State "alive"}}ok{{else}}bad{{end}}">{{.State}}{{if .Awaited}}, waited for{{end}}</span></td><td>{{.Version}}</td></tr>{{end}}</table>
 <h2>Endpoints</h2><table><tr><th>network</th><th>address</th><th>MAC</th><th>host</th><th>container</th></tr>
-{{range .Endpoints}}<tr><td>{{.NetName}}</td><td><code>{{range .Addrs}}{{.}} {{end}}</code></td><td><code>{{.MAC}}</code></td><td>{{.Host}}</td><td>{{.Container}}{{with .Error}} <span class="bad">{{.}}</span>{{end}}</td></tr>{{end}}</table>
+{{range .Endpoints}}<tr><td>{{.NetName}}</td><td><code>{{range .Addrs}}{{.}} {{end}}</code></td><td><code>{{if .MAC.IsZero}}-{{else}}{{.MAC}}{{end}}</code></td><td>{{.Host}}</td><td>{{.Container}}{{with .Error}} <span class="bad">{{.}}</span>{{end}}</td></tr>{{end}}</table>
 </body></html>
 `

@@ -245,7 +245,11 @@ func endpointRows(eps []status.Endpoint) [][]string {
 		case e.Local:
 			state = "local"
 		}
-		rows = append(rows, []string{e.ID.Short(), e.NetName, joinAddrs(e.Addrs), e.MAC.String(), e.Host, e.Container, state})
+		mac := "-" // it has its parent's
+		if !e.MAC.IsZero() {
+			mac = e.MAC.String()
+		}
+		rows = append(rows, []string{e.ID.Short(), e.NetName, joinAddrs(e.Addrs), mac, e.Host, e.Container, state})
 	}
 	return rows
 }
