@@ -60,6 +60,7 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 .PHONY: docs
 docs: ## write docs/datapath again, from a real kernel (root)
 	$(GO) test -count=1 -run '^TestKernelPages$$' ./datapath -update
+	$(GO) test -count=1 -run '^TestPage$$' ./datapath/routed -update
 	$(GO) test -count=1 -run '^TestUnderlay$$' ./integration/underlay -update
 
 .PHONY: bench

@@ -119,7 +119,7 @@ func (s *scene) holds() string {
 	out := "namespace " + ns.ID().String() + "\n"
 	for _, c := range []string{"ip -d link", "ip addr", "bridge fdb", "ip -4 neigh show nud all", "ip -6 neigh show nud all", "nft list ruleset"} {
 		text := regexp.MustCompile(` qdisc \w+`).ReplaceAllString(nstest.Run(s.t, ns, c), "") // differs once a link was up
-		lines := strings.Split(tidy(text, c, s.known), "\n")
+		lines := strings.Split(nstest.Tidy(text, c, s.known), "\n")
 		if !strings.HasPrefix(c, "bridge") { // what was made again has another place
 			slices.Sort(lines)
 		}
@@ -129,7 +129,7 @@ func (s *scene) holds() string {
 	var outer []string
 	for _, p := range s.want.Ports {
 		if text, err := nstest.Try(s.h.NS, "ip link show "+p.Outer); err == nil && p.Create {
-			outer = append(outer, tidy(text, "ip -d link", s.known))
+			outer = append(outer, nstest.Tidy(text, "ip -d link", s.known))
 		}
 	}
 	return out + strings.Join(outer, "") + s.h.reading()
