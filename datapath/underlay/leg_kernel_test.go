@@ -14,12 +14,15 @@ import (
 	"github.com/carrick-net/carrick/plan"
 )
 
-// legOf gives a host an endpoint of its own in the network, with the address of number n.
+// legOf gives a host an endpoint of its own in the network, with the addresses of number n.
 func legOf(w *undertest.World, host, n int) carrick.EndpointID {
 	w.View.Network.HostAccess = true
 	e := carrick.Endpoint{
-		ID: carrick.LegID(undertest.Network, undertest.HostID(host)), Addrs: []netip.Addr{undertest.Addr(n)},
+		ID:  carrick.LegID(undertest.Network, undertest.HostID(host)),
 		Gen: carrick.Gen(n), MAC: carrick.MACFor(w.View.Network.VNI, undertest.Addr(n)),
+	}
+	for _, p := range undertest.Prefixes(w.View.Network, n) {
+		e.Addrs = append(e.Addrs, p.Addr())
 	}
 	w.View.Endpoints[undertest.HostID(host)] = append(slices.Clone(w.View.Endpoints[undertest.HostID(host)]), e)
 	return e.ID
@@ -110,5 +113,40 @@ func TestHostAccess(t *testing.T) {
 	}
 	if nstest.Links(t, h1.NS)[name] {
 		t.Error("a leg that a crash left is still there")
+	}
+}
+
+// A leg has an address of each of the network's families.
+func TestHostAccessOfBothFamilies(t *testing.T) {
+	t.Parallel()
+	w := undertest.New(t, undertest.Dual(undertest.Macvlan("bridge")), 2)
+	legOf(w, 0, 100)
+	a, b, far := w.Run(0, 2), w.Run(0, 3), w.Run(1, 4)
+	w.MustApply(0)
+	host := &nstest.Container{NS: w.Hosts[0].NS, Addrs: []netip.Addr{undertest.Addr(100), undertest.Addr6(100)}}
+	w.Answers(a, b, far, host)
+	w.Reaches(a, b, far, host)
+	w.Reaches(host, a, b)
+	name := plan.LegName(undertest.Network)
+	for _, does := range []string{
+		"ip -6 addr flush dev LEG scope global", "ip -6 addr add fd00:42::99/128 dev LEG",
+		"ip -6 route del fd00:42::2", "ip -6 route replace fd00:42::2/128 dev eth0 proto 67", "sysctl -qw net.ipv6.conf.LEG.accept_ra=1",
+	} {
+		nstest.Shell(t, w.Hosts[0].NS, strings.ReplaceAll(does, "LEG", name))
+		if rep := w.Audit(0); rep.Drift.Total() == 0 {
+			t.Errorf("%s: an audit found nothing: %v", does, rep.Changes)
+		}
+		if rep := w.Audit(0); rep.Changes.Total() != 0 {
+			t.Errorf("%s: the next audit changed %v", does, rep.Changes)
+		}
+		w.Reaches(host, a, b)
+		w.Reaches(a, host)
+	}
+	w.Hosts[0].Remove("c2")
+	w.Hosts[0].Remove("c3")
+	w.View.Endpoints[undertest.HostID(0)] = nil
+	w.MustApply(0)
+	if out := nstest.Run(t, w.Hosts[0].NS, "ip -6 route show proto 67"); out != "" || nstest.Links(t, w.Hosts[0].NS)[name] {
+		t.Errorf("left are routes %q, links %v", out, nstest.Links(t, w.Hosts[0].NS))
 	}
 }

@@ -30,6 +30,27 @@ func HostID(n int) carrick.HostID { return carrick.HostID(fmt.Sprintf("%016x", n
 // Addr is the IPv4 address of endpoint n.
 func Addr(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 42, 0, byte(n)}) }
 
+// Addr6 is the IPv6 address of endpoint n.
+func Addr6(n int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("fd00:42::%x", n)) }
+
+// Dual gives a network IPv6 as well.
+func Dual(n carrick.Network) carrick.Network {
+	n.Pools = append(slices.Clone(n.Pools), carrick.Pool{Prefix: netip.MustParsePrefix("fd00:42::/64"), Block: 122})
+	return n
+}
+
+// Prefixes are endpoint n's addresses in a network, as its container has them.
+func Prefixes(conf carrick.Network, n int) (out []netip.Prefix) {
+	for _, p := range conf.Pools {
+		a := Addr(n)
+		if p.Prefix.Addr().Is6() {
+			a = Addr6(n)
+		}
+		out = append(out, netip.PrefixFrom(a, p.Prefix.Bits()))
+	}
+	return out
+}
+
 // Macvlan is a macvlan network on eth0 of every host.
 func Macvlan(mode string) carrick.Network {
 	return carrick.Network{
@@ -124,7 +145,10 @@ func (w *World) Audit(host int) datapath.Report {
 
 // Add says that a host has an endpoint, without a container yet.
 func (w *World) Add(host, n int) carrick.EndpointID {
-	e := carrick.Endpoint{ID: Endpoint(n), Addrs: []netip.Addr{Addr(n)}, Gen: carrick.Gen(n)}
+	e := carrick.Endpoint{ID: Endpoint(n), Gen: carrick.Gen(n)}
+	for _, p := range Prefixes(w.View.Network, n) {
+		e.Addrs = append(e.Addrs, p.Addr())
+	}
 	if !w.View.Network.SharesMAC() {
 		e.MAC = carrick.MACFor(w.View.Network.VNI, Addr(n))
 	}
@@ -147,7 +171,7 @@ func (w *World) Take(host, n int) *nstest.Container {
 	w.t.Helper()
 	name := fmt.Sprintf("c%d", n)
 	w.View.Sandboxes[Endpoint(n)] = w.Hosts[host].Sandbox(name)
-	return w.Hosts[host].Container(name, Endpoint(n).OuterName(), netip.PrefixFrom(Addr(n), 16))
+	return w.Hosts[host].Container(name, Endpoint(n).OuterName(), Prefixes(w.View.Network, n)...)
 }
 
 // Gone says that an endpoint is no more.
@@ -155,26 +179,26 @@ func (w *World) Gone(host, n int) {
 	w.View.Endpoints[HostID(host)] = slices.DeleteFunc(slices.Clone(w.View.Endpoints[HostID(host)]), func(e carrick.Endpoint) bool { return e.ID == Endpoint(n) })
 }
 
-// Reaches fails the test unless one container's packets come back from another.
+// Reaches fails the test unless one container's packets come back from others, at all of
+// their addresses.
 func (w *World) Reaches(from *nstest.Container, to ...*nstest.Container) {
 	w.t.Helper()
 	for _, x := range to {
-		if err := exchange(w.t, from, x); err != nil {
-			w.t.Errorf("%s does not reach %s: %v", from.Addrs[0], x.Addrs[0], err)
+		for _, a := range x.Addrs {
+			if err := nstest.TryExchange(from.NS, netip.AddrPortFrom(a, 7), 100, 5*time.Second); err != nil {
+				w.t.Errorf("%s does not reach %s: %v", from.Addrs[0], a, err)
+			}
 		}
 	}
-}
-
-func exchange(t testing.TB, from, to *nstest.Container) error {
-	t.Helper()
-	return nstest.TryExchange(from.NS, netip.AddrPortFrom(to.Addrs[0], 7), 100, 5*time.Second)
 }
 
 // Misses fails the test if one container reaches another.
 func (w *World) Misses(from, to *nstest.Container) {
 	w.t.Helper()
-	if nstest.TryExchange(from.NS, netip.AddrPortFrom(to.Addrs[0], 7), 100, 500*time.Millisecond) == nil {
-		w.t.Errorf("%s reaches %s", from.Addrs[0], to.Addrs[0])
+	for _, a := range to.Addrs {
+		if nstest.TryExchange(from.NS, netip.AddrPortFrom(a, 7), 100, 500*time.Millisecond) == nil {
+			w.t.Errorf("%s reaches %s", from.Addrs[0], a)
+		}
 	}
 }
 
@@ -182,7 +206,9 @@ func (w *World) Misses(from, to *nstest.Container) {
 func (w *World) Answers(cs ...*nstest.Container) {
 	w.t.Helper()
 	for _, c := range cs {
-		nstest.Echo(w.t, c.NS, netip.AddrPortFrom(c.Addrs[0], 7))
+		for _, a := range c.Addrs {
+			nstest.Echo(w.t, c.NS, netip.AddrPortFrom(a, 7))
+		}
 	}
 }
 
