@@ -44,6 +44,10 @@ test-vm: ## tests of what kernels may lack, in a virtual machine where this one 
 test-sriov: ## virtual functions of a network card that QEMU has (root); make test leaves it out
 	@hack/test.sh sriov
 
+.PHONY: test-ipvlan
+test-ipvlan: ## three hosts with ipvlan networks, in a virtual machine if need be (root); make test leaves it out
+	@hack/test.sh ipvlan
+
 .PHONY: test-integration
 test-integration: ## simulated hosts with real engines and a real Consul (root)
 	@hack/test.sh integration

@@ -9,7 +9,8 @@
 #
 #   hack/soak.sh [TIME]     30m unless given
 #
-# CARRICK_CHURN=N has that many starts, and a quarter in each mode without encapsulation; CARRICK_SEED=N repeats a run's choices.
+# CARRICK_CHURN=N has that many starts, a quarter of them in routed and in macvlan networks and a
+# hundredth, for it may take a virtual machine, in ipvlan ones; CARRICK_SEED=N repeats a run's choices.
 
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -17,7 +18,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
     echo 'soak: needs root' >&2
     exit 1
 }
-tools/install.sh consul dockerd runc compose >/dev/null
+tools/install.sh consul dockerd runc compose vm >/dev/null
 export CARRICK_SOAK=${1:-30m} CARRICK_OUTAGE=${CARRICK_OUTAGE:-10m}
 churn=${CARRICK_CHURN:-20000}
 unset CARRICK_CHURN
@@ -26,6 +27,7 @@ CARRICK_CHURN=$churn go test -count=1 -timeout 0 -v -run '^TestChurn$' ./integra
 for mode in routed macvlan; do
     CARRICK_CHURN=$((churn / 4)) CARRICK_CHURN_MODE=$mode go test -count=1 -timeout 0 -v -run '^TestChurn$' ./integration/soak || failed=1
 done
+CARRICK_CHURN=$((churn / 100)) CARRICK_CHURN_MODE=ipvlan go test -count=1 -timeout 4h -v -run '^TestChurn$' ./integration/soak || failed=1
 go test -count=1 -timeout 0 -v -run '^TestStoreOutage$' ./integration/scenarios || failed=1
 go test -count=1 -timeout 0 -v -run '^(TestNamesUnderChurn|TestFirstActIsAName|TestCompose.*|TestGarbageForQuestions|TestFiftyNetworksAtOnce|TestAMacvlanContainerEndsUnseen|TestARoutedNetworkSurvives)$' ./integration/scenarios || failed=1
 go test -count=1 -timeout 0 -v -skip '^TestChurn$' ./integration/soak || failed=1

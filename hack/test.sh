@@ -13,11 +13,13 @@
 #                machine's own lacks something: root
 #   integration  real engines, a real Consul and simulated hosts: root
 #
-# And one that a full run leaves out, because it wants a QEMU of its own and is about
-# network cards that few hosts have:
+# And two that a full run leaves out, the first because it wants a QEMU of its own and is
+# about network cards that few hosts have, the second for its time:
 #   sriov        virtual functions of an emulated card, in a virtual machine: root
+#   ipvlan       three hosts with real engines and ipvlan networks, in a virtual machine where
+#                the kernel has no ipvlan, which takes minutes: root
 #
-# All but vm, sriov and integration run with the race detector; RACE= in the environment leaves it
+# All but vm, sriov, ipvlan and integration run with the race detector; RACE= in the environment leaves it
 # out, which is faster from cold.
 #
 # A tier that cannot run here is skipped as a whole, with the reason; within a
@@ -50,11 +52,12 @@ importing() {
 
 module=$(go list -m)
 # The tiers are worked out, not listed: a package's tests may need a virtual
-# machine if they use vmtest; else they are on the kernel if they make namespaces
+# machine if they use vmtest, but for those with a lab; else they are on the kernel if they make namespaces
 # with nstest, and need servers if they start Consul with consultest or are below
 # integration.
 sriov=$module/integration/sriov
-vm=$(importing "$module/internal/vmtest" | grep -vxF -e "$sriov")
+labs=$(importing "$module/integration/lab")
+vm=$(importing "$module/internal/vmtest" | grep -vxF -e "$sriov" -e "$labs")
 kernel=$(importing "$module/internal/nstest" | grep -vxF -e "$vm" -e "$sriov")
 servers=$({
     importing "$module/internal/consultest"
@@ -100,7 +103,7 @@ tier() {
     lint) lint ;;
     unit) gotest unit $race $unit ;;
     history) gotest history $race -timeout 40m "$history" ;;
-    kernel | vm | sriov | integration)
+    kernel | vm | sriov | ipvlan | integration)
         if [[ $EUID -ne 0 ]]; then
             echo 'skipped: it needs root'
             "$work/testreport" skip "$1" 'it needs root' "$results"
@@ -123,6 +126,12 @@ tier() {
                 return 1
             fi
             gotest sriov -timeout 20m $sriov
+        elif [[ $1 == ipvlan ]]; then
+            if ! tools/install.sh vm consul dockerd runc; then
+                "$work/testreport" fail ipvlan "$results"
+                return 1
+            fi
+            CARRICK_IPVLAN=1 gotest ipvlan -timeout 40m -run '^TestIPVLAN$' ./integration/scenarios
         else
             if ! tools/install.sh consul dockerd runc compose; then
                 "$work/testreport" fail integration "$results"
@@ -133,7 +142,7 @@ tier() {
             gotest integration -p 2 -timeout 80m $servers
         fi
         ;;
-    *) die "unknown tier $1: want lint, unit, history, kernel, vm, sriov or integration" ;;
+    *) die "unknown tier $1: want lint, unit, history, kernel, vm, sriov, ipvlan or integration" ;;
     esac
 }
 

@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -52,10 +51,7 @@ func (h *Host) StartAgent(ctx context.Context, extra ...string) error {
 	if err != nil {
 		return err
 	}
-	err = Wait(ctx, time.Minute, h.name+"'s agent to answer", func() error {
-		if p.ended() {
-			return fmt.Errorf("the agent ended: %w", p.err)
-		}
+	err = p.wait(ctx, time.Minute, h.name+"'s agent to answer", func() error {
 		return h.ping(ctx, PluginSocket, http.MethodPost, "/Plugin.Activate")
 	})
 	if err != nil {
@@ -143,13 +139,8 @@ func (l *Lab) CarrickBinary(ctx context.Context) (string, error) {
 // built from the tree, with the race detector if CARRICK_RACE is set.
 func (l *Lab) buildCarrick(ctx context.Context) error {
 	l.carrickOnce.Do(func() {
-		out := l.bin("carrick")
-		if p := os.Getenv("CARRICK_BIN"); p != "" {
-			l.carrickErr = errors.Join(checkProgram(p, "CARRICK_BIN"), os.Symlink(p, out))
-			return
-		}
 		// The build is everybody's: one caller's end must not spoil it.
-		l.carrickErr = build(context.WithoutCancel(ctx), l.root, "./cmd/carrick", out, os.Getenv("CARRICK_RACE") != "")
+		l.carrickErr = provide(context.WithoutCancel(ctx), l.root, pkgCarrick, "bin", l.bin("carrick"), os.Getenv("CARRICK_RACE") != "")
 	})
 	return l.carrickErr
 }

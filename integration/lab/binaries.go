@@ -33,7 +33,7 @@ func moduleRoot() (string, error) {
 // of the modules under tools/: CARRICK_NAME if set, else what tools/install.sh
 // prints.
 func tool(ctx context.Context, root, name string) (string, error) {
-	key := "CARRICK_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+	key := variable(name)
 	if p := os.Getenv(key); p != "" {
 		return p, checkProgram(p, key)
 	}
@@ -73,6 +73,51 @@ func debianProgram(path, pkg string) (string, error) {
 		return "", fmt.Errorf("%w (apt-get install --no-install-recommends %s)", err, pkg)
 	}
 	return path, nil
+}
+
+// Programs makes what labs are made of in a directory, once and for all, and returns the
+// variables of the environment, by name, with which a lab takes it from there: for a
+// machine that has no compiler, such as a virtual one.
+func Programs(ctx context.Context, dir string) (map[string]string, error) {
+	root, err := moduleRoot()
+	if err != nil {
+		return nil, err
+	}
+	env := map[string]string{}
+	for _, name := range []string{"consul", "dockerd", "runc"} {
+		if env[variable(name)], err = tool(ctx, root, name); err != nil {
+			return nil, err
+		}
+	}
+	for name, pkg := range map[string]string{"labinit": pkgLabinit, "probe": pkgProbe, "bin": pkgCarrick} {
+		out := filepath.Join(dir, name)
+		if err := provide(ctx, root, pkg, name, out, false); err != nil {
+			return nil, err
+		}
+		env[variable(name)] = out
+	}
+	return env, nil
+}
+
+// The project's own commands that a lab has.
+const (
+	pkgLabinit = "./integration/cmd/labinit"
+	pkgProbe   = "./integration/lab/probe"
+	pkgCarrick = "./cmd/carrick"
+)
+
+// variable is the variable of the environment that says where a program is.
+func variable(name string) string {
+	return "CARRICK_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+}
+
+// provide puts one of the project's commands at out: a link to what its variable says,
+// or built from the tree.
+func provide(ctx context.Context, root, pkg, name, out string, race bool) error {
+	if p := os.Getenv(variable(name)); p != "" {
+		return errors.Join(checkProgram(p, variable(name)), os.Symlink(p, out))
+	}
+	return build(ctx, root, pkg, out, race)
 }
 
 // build compiles one of the project's commands to out. Static unless race, which

@@ -75,6 +75,24 @@ func (p *process) ended() bool {
 	}
 }
 
+// wait is [Wait] that is over when the process has ended.
+func (p *process) wait(ctx context.Context, limit time.Duration, what string, cond func() error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-p.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	err := Wait(ctx, limit, what, cond)
+	if err != nil && p.ended() {
+		err = fmt.Errorf("%w; its process has ended (%v)", err, p.err)
+	}
+	return err
+}
+
 // running returns the current process, or nil.
 func (d *daemon) running() *process {
 	d.mu.Lock()

@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/carrick-net/carrick/internal/vmtest"
 )
 
 // Engine is a kind of Docker engine.
@@ -89,18 +92,36 @@ func (h *Host) engineArgs(flags []string) []string {
 // starts of dockerd get.
 func (h *Host) SetEngineFlags(flags ...string) { h.engineFlags = flags }
 
-// StartEngine starts dockerd and waits until it answers.
+// StartEngine starts dockerd and waits until it answers. In a virtual machine one starts
+// at a time, and again if it has ended, as its supervisor would: its containerd has ten
+// seconds to answer, which may not be enough there.
 func (h *Host) StartEngine(ctx context.Context) error {
+	if !vmtest.InGuest() {
+		return h.startEngine(ctx)
+	}
+	if err := h.lab.starting.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer h.lab.starting.Release(1)
+	var errs []error
+	for range 3 {
+		err := h.startEngine(ctx)
+		if err == nil {
+			return nil
+		}
+		if errs = append(errs, err); h.EngineRunning() {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (h *Host) startEngine(ctx context.Context) error {
 	p, err := h.engine.start(nil, h.engineArgs(h.engineFlags)...)
 	if err != nil {
 		return err
 	}
-	err = Wait(ctx, 2*time.Minute, h.name+"'s engine to answer", func() error {
-		if p.ended() {
-			return fmt.Errorf("dockerd ended: %w", p.err)
-		}
-		return h.pingEngine(ctx)
-	})
+	err = p.wait(ctx, 2*time.Minute, h.name+"'s engine to answer", func() error { return h.pingEngine(ctx) })
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, h.engine.tail(0, 20))
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 )
 
 // Options say what lab to make. The zero value is three hosts, two with Debian's
@@ -74,6 +75,8 @@ type Lab struct {
 	consuls  []*Consul
 	hosts    []*Host
 
+	starting *semaphore.Weighted // of engines in a virtual machine
+
 	carrickOnce sync.Once
 	carrickErr  error // of carrickOnce
 
@@ -124,7 +127,7 @@ func Start(ctx context.Context, o Options) (_ *Lab, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{opts: o}
+	l := &Lab{opts: o, starting: semaphore.NewWeighted(1)}
 	if l.root, err = moduleRoot(); err != nil {
 		return nil, err
 	}
@@ -169,9 +172,9 @@ func Start(ctx context.Context, o Options) (_ *Lab, err error) {
 // the test image.
 func (l *Lab) buildHelpers(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return build(gctx, l.root, "./integration/cmd/labinit", l.bin("labinit"), false) })
+	g.Go(func() error { return provide(gctx, l.root, pkgLabinit, "labinit", l.bin("labinit"), false) })
 	g.Go(func() error {
-		if err := build(gctx, l.root, "./integration/lab/probe", l.bin("probe"), false); err != nil {
+		if err := provide(gctx, l.root, pkgProbe, "probe", l.bin("probe"), false); err != nil {
 			return err
 		}
 		return writeImage(gctx, l.bin("probe"), l.imageFile())

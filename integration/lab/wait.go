@@ -5,14 +5,20 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/carrick-net/carrick/internal/vmtest"
 )
 
 // pollEvery is how often a condition is looked at again.
 const pollEvery = 20 * time.Millisecond
 
 // Wait polls cond until it returns nil, the limit has passed, or ctx ended. The
-// error names what was waited for and has cond's last word.
+// error names what was waited for and has cond's last word. In a virtual machine the
+// limit is a multiple.
 func Wait(ctx context.Context, limit time.Duration, what string, cond func() error) error {
+	if vmtest.InGuest() {
+		limit *= guestSlowness
+	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(pollEvery)

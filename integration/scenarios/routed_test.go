@@ -25,29 +25,7 @@ func TestRouted(t *testing.T) {
 	s := begin(t)
 	ctx := t.Context()
 	createRouted(t, s, "net", "10.42.0.0/16")
-	var boxes []box
-	seen := map[string]string{}
-	for _, h := range s.Hosts() {
-		for i := range 2 {
-			b := start(t, h, "net", fmt.Sprintf("%s-%d", h.Name(), i))
-			if other, taken := seen[b.ip]; taken {
-				t.Errorf("%s has %s, as has %s", b.name, b.ip, other)
-			}
-			seen[b.ip] = b.name
-			boxes = append(boxes, b)
-		}
-	}
-	for _, a := range boxes {
-		for _, b := range boxes {
-			if a != b {
-				a.reaches(t, b)
-			}
-		}
-		a.resolves(t, boxes[0].name, boxes[0].ip)
-		if mtu := a.host.MustInContainer(t, a.name, "cat", "/sys/class/net/eth0/mtu"); mtu != "1500" {
-			t.Errorf("%s has MTU %s, its host 1500", a.name, mtu)
-		}
-	}
+	boxes := mesh(t, s, "net")
 	for _, h := range s.Hosts() {
 		healthy(t, h)
 		out, err := h.Carrick(ctx, "network", "inspect", "net")
@@ -80,10 +58,7 @@ func TestRouted(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, h := range s.Hosts() {
-		healthy(t, h)
-		if out := exits(t, h, 0, "doctor", "--audit"); !strings.Contains(out, "all is as planned") {
-			t.Errorf("%s: %s", h.Name(), out)
-		}
+		adopted(t, h)
 	}
 	for _, f := range flows {
 		f.intact(t)

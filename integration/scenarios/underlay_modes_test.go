@@ -19,38 +19,63 @@ func onLAN(t testing.TB, s scenario, name, subnet string, extra ...string) {
 	create(t, s.Hosts(), name, subnet, append([]string{"-o", "mode=macvlan", "-o", "parent=eth0"}, extra...)...)
 }
 
+// mesh starts two containers of a network that does not encapsulate on every host: each
+// has an address of its own and the host's MTU, reaches every other and knows it by name.
+func mesh(t testing.TB, s scenario, network string) []box {
+	t.Helper()
+	var boxes []box
+	seen := map[string]string{}
+	for _, h := range s.Hosts() {
+		for i := range 2 {
+			b := start(t, h, network, fmt.Sprintf("%s-%d", h.Name(), i))
+			if other, taken := seen[b.ip]; taken {
+				t.Errorf("%s has %s, as has %s", b.name, b.ip, other)
+			}
+			seen[b.ip] = b.name
+			boxes = append(boxes, b)
+		}
+	}
+	for _, a := range boxes {
+		want := leads{}
+		for _, b := range boxes {
+			if a != b {
+				a.reaches(t, b)
+			}
+			want[b.name] = []string{b.ip}
+		}
+		a.resolvesAll(t, want)
+		if mtu := a.host.MustInContainer(t, a.name, "cat", "/sys/class/net/eth0/mtu"); mtu != "1500" {
+			t.Errorf("%s has MTU %s, its host 1500", a.name, mtu)
+		}
+	}
+	return boxes
+}
+
+// adopted fails the test unless a host's agent, which has been started anew, has found
+// everything as it would have made it.
+func adopted(t testing.TB, h *lab.Host) {
+	t.Helper()
+	healthy(t, h)
+	if out := exits(t, h, 0, "doctor", "--audit"); !strings.Contains(out, "all is as planned") {
+		t.Errorf("%s: %s", h.Name(), out)
+	}
+}
+
 // A macvlan network on three hosts: one create, one address space, one set of names, and
 // nothing encapsulated. A container has an address and a MAC of its own on the segment.
 func TestMacvlan(t *testing.T) {
 	s := begin(t)
 	onLAN(t, s, "lan", "10.42.0.0/16", "--gateway", "10.42.255.254")
-	var boxes []box
-	seen := map[string]string{}
-	for _, h := range s.Hosts() {
-		for i := range 2 {
-			b := start(t, h, "lan", fmt.Sprintf("%s-%d", h.Name(), i))
-			mac := b.mac(t)
-			for _, x := range []string{b.ip, mac} {
-				if other, taken := seen[x]; taken || x == "" {
-					t.Errorf("%s has %q, as has %q", b.name, x, other)
-				}
-				seen[x] = b.name
-			}
-			boxes = append(boxes, b)
+	boxes := mesh(t, s, "lan")
+	macs := map[string]string{}
+	for _, b := range boxes {
+		mac := b.mac(t)
+		if other, taken := macs[mac]; taken || mac == "" {
+			t.Errorf("%s has MAC %q, as has %q", b.name, mac, other)
 		}
-	}
-	for _, a := range boxes {
-		for _, b := range boxes {
-			if a != b {
-				a.reaches(t, b)
-			}
-		}
-		a.resolves(t, boxes[0].name, boxes[0].ip)
-		if mtu := a.host.MustInContainer(t, a.name, "cat", "/sys/class/net/eth0/mtu"); mtu != "1500" {
-			t.Errorf("%s has MTU %s, its parent 1500", a.name, mtu)
-		}
-		if out := a.host.MustInContainer(t, a.name, "ip", "route"); !strings.Contains(out, "default via 10.42.255.254 dev eth0") {
-			t.Errorf("%s has the routes %s", a.name, out)
+		macs[mac] = b.name
+		if out := b.host.MustInContainer(t, b.name, "ip", "route"); !strings.Contains(out, "default via 10.42.255.254 dev eth0") {
+			t.Errorf("%s has the routes %s", b.name, out)
 		}
 	}
 	for _, h := range s.Hosts() {
@@ -63,6 +88,21 @@ func TestMacvlan(t *testing.T) {
 	start(t, s.h2, "lan", "fixed", "--ip", "10.42.77.7").reaches(t, boxes[0])
 	_, err := s.h3.Docker(t.Context(), "run", "--rm", "--network", "lan", "--ip", "10.42.77.7", lab.Image, "true")
 	refused(t, err, "10.42.77.7", "h2")
+}
+
+// Both families on the segment, where each is asked for in its own way.
+func TestMacvlanBothFamilies(t *testing.T) {
+	s := begin(t)
+	onLAN(t, s, "lan", dual4, "--ipv6", "--subnet", dual6)
+	var boxes []box6
+	for _, h := range s.Hosts() {
+		boxes = append(boxes, start6(t, h, "lan", "on-"+h.Name()), start6(t, h, "lan", "two-on-"+h.Name()))
+	}
+	allPairs(t, boxes)
+	for _, h := range s.Hosts() {
+		healthy(t, h)
+		exits(t, h, 0, "doctor", "--audit", "lan")
+	}
 }
 
 // A machine on the segment that is none of Carrick's has an address of the subnet: no
@@ -102,11 +142,7 @@ func TestMacvlanSurvives(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, h := range s.Hosts() {
-		healthy(t, h)
-		// It adopted what it found.
-		if out := exits(t, h, 0, "doctor", "--audit"); !strings.Contains(out, "all is as planned") {
-			t.Errorf("%s: %s", h.Name(), out)
-		}
+		adopted(t, h)
 	}
 	for _, f := range flows {
 		f.intact(t)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/carrick-net/carrick/integration/lab"
+	"github.com/carrick-net/carrick/internal/vmtest"
 )
 
 // TestChurn is a busy day: on three hosts containers start and stop as fast as the
@@ -30,10 +31,18 @@ import (
 // At the end nothing is left over.
 //
 // CARRICK_CHURN=N says how many starts there are. A run of make soak has 20,000;
-// without it the day is short, and agents die more often. CARRICK_CHURN_MODE=routed, or
-// macvlan, is the mode of the networks, vxlan without it.
+// without it the day is short, and agents die more often. CARRICK_CHURN_MODE=routed,
+// macvlan or ipvlan is the mode of the networks, vxlan without it.
 func TestChurn(t *testing.T) {
+	if os.Getenv("CARRICK_CHURN_MODE") == "ipvlan" {
+		lab.OnKernelWith(t, vmtest.IPVLAN, busyDay)
+		return
+	}
 	t.Parallel()
+	busyDay(t)
+}
+
+func busyDay(t *testing.T) {
 	c := newChurn(t)
 	before := c.baseline(t)
 	c.makeNetworks(t)
@@ -69,6 +78,7 @@ var modes = map[string][]string{
 	"vxlan":   nil,
 	"routed":  {"-o", "mode=routed"},
 	"macvlan": {"-o", "mode=macvlan", "-o", "parent=eth0"},
+	"ipvlan":  {"-o", "mode=ipvlan", "-o", "ipvlan_mode=l3", "-o", "parent=eth0"},
 }
 
 const (

@@ -29,6 +29,9 @@ const (
 	guestParallel = "8"
 )
 
+// InGuest says whether this process is a test in a guest.
+func InGuest() bool { return os.Getenv(envGuest) != "" }
+
 // Needs says what a test needs of the kernel, and of a guest if it comes to that.
 type Needs struct {
 	Features []Feature
@@ -58,14 +61,14 @@ func Run(t *testing.T, n Needs, body func(t *testing.T)) {
 	}
 	nstest.RequireRoot(t)
 	missing := Missing(t, n.Features...)
-	if len(missing) == 0 && (n.Cards == 0 || os.Getenv(envGuest) != "") {
+	if len(missing) == 0 && (n.Cards == 0 || InGuest()) {
 		body(t)
 		return
 	}
 	if n.Cards > 0 {
 		missing = append(missing, "network cards to play with")
 	}
-	if os.Getenv(envGuest) != "" {
+	if InGuest() {
 		t.Fatalf("the guest's kernel lacks %s", strings.Join(missing, "; "))
 	}
 	t.Logf("this kernel lacks %s: going on in a virtual machine", strings.Join(missing, "; "))
