@@ -242,6 +242,9 @@ func (l *Lab) imageFile() string      { return filepath.Join(l.dir.path, "image.
 // Dir is the lab's directory on the machine: the hosts' disks and logs.
 func (l *Lab) Dir() string { return l.dir.path }
 
+// Probe is the path of the probe on every host; see the command probe.
+func (l *Lab) Probe() string { return l.bin("probe") }
+
 // Hosts returns the hosts in order; the slice is the caller's.
 func (l *Lab) Hosts() []*Host { return append([]*Host{}, l.hosts...) }
 

@@ -19,7 +19,29 @@ func TestIPVLAN(t *testing.T) {
 	lab.OnKernelWith(t, vmtest.IPVLAN, func(t *testing.T) {
 		t.Run("l3", ipvlanL3)
 		t.Run("l2", ipvlanL2)
+		t.Run("modes", ipvlanModes)
 	})
+}
+
+// Who reaches whom in the other modes, and on VLANs, for which this kernel is needed as well.
+func ipvlanModes(t *testing.T) {
+	s := begin(t)
+	for _, r := range []reach{
+		{"mode=ipvlan ipvlan_flag=private", false, true},
+		{"mode=ipvlan ipvlan_flag=vepa", false, true},
+		{"mode=ipvlan ipvlan_mode=l3s", true, true},
+		{"mode=ipvlan ipvlan_mode=l3 ipvlan_flag=private", false, true},
+	} {
+		r.shows(t, s, "eth0")
+	}
+	for _, r := range []reach{{"mode=macvlan", true, true}, {"mode=ipvlan", true, true}} {
+		r.shows(t, s, "eth0.50")
+	}
+	for _, h := range s.Hosts() {
+		if links := h.MustExec(t, "ls", "/sys/class/net"); strings.Contains(links, "eth0.50") {
+			t.Errorf("%s still has the links %s", h.Name(), links)
+		}
+	}
 }
 
 // The hosts route: one create, one address space, one set of names, and no MAC on the

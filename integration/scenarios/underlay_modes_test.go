@@ -129,6 +129,92 @@ func TestAForeignMachineOnTheLAN(t *testing.T) {
 	refused(t, err, "--ip "+taken.String(), "somebody else's on the segment", "eth0")
 }
 
+// reach is who reaches whom of a mode: two containers of a host each other, and one of
+// another host.
+type reach struct {
+	mode      string // of the options
+	near, far bool
+}
+
+// shows fails the test unless containers of a network on a device reach each other as far
+// as its mode lets them. A host with an address of the network reaches those of others and
+// none of its own.
+func (r reach) shows(t *testing.T, s scenario, parent string) {
+	t.Helper()
+	flags := []string{}
+	for _, o := range append(strings.Fields(r.mode), "parent="+parent) {
+		flags = append(flags, "-o", o)
+	}
+	create(t, s.Hosts(), "lan", "10.42.0.0/16", append(flags, "--internal")...)
+	one, two, far := start(t, s.h1, "lan", "one"), start(t, s.h1, "lan", "two"), start(t, s.h3, "lan", "far")
+	for _, to := range []struct {
+		box
+		reached bool
+	}{{two, r.near}, {far, r.far}} {
+		if to.reached {
+			one.reaches(t, to.box)
+			to.reaches(t, one)
+		} else {
+			one.misses(t, to.box)
+			to.misses(t, one)
+		}
+	}
+	for i, h := range []*lab.Host{s.h1, s.h3} {
+		addr := fmt.Sprintf("10.42.200.%d/16", i+1)
+		h.MustExec(t, "ip", "addr", "add", addr, "dev", parent)
+		t.Cleanup(func() { _, _ = h.Exec(context.WithoutCancel(t.Context()), "ip", "addr", "del", addr, "dev", parent) })
+		out, err := h.Exec(t.Context(), s.Probe(), "get", "-wait", "2s", "http://"+one.ip+"/name")
+		if reached := err == nil && strings.TrimSpace(out) == one.name; reached != (h != s.h1) {
+			t.Errorf("%s: %s reaches a container of h1: %v (%s, %v)", r.mode, h.Name(), reached, out, err)
+		}
+		h.MustExec(t, "ip", "addr", "del", addr, "dev", parent)
+	}
+	for _, h := range s.Hosts() {
+		healthy(t, h)
+		exits(t, h, 0, "doctor", "--audit", "lan")
+	}
+	if err := tidy(t.Context(), s.Lab); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Who reaches whom is the mode's to say, and that is kept: two containers of a host that
+// are private to each other, or whose switch does not send back what came from there.
+func TestMacvlanModes(t *testing.T) {
+	s := begin(t)
+	for _, r := range []reach{{"mode=macvlan macvlan_mode=private", false, true}, {"mode=macvlan macvlan_mode=vepa", false, true}} {
+		r.shows(t, s, "eth0")
+	}
+}
+
+// A container has a device for itself: another one is refused, and gets it when the first
+// has gone.
+func TestMacvlanPassthru(t *testing.T) {
+	s := begin(t)
+	ctx := t.Context()
+	for _, line := range []string{
+		"ip netns add foreign", "ip link add lan0 type veth peer name eth0 netns foreign", "ip link set lan0 up",
+		"ip -n foreign addr add 10.42.0.200/16 dev eth0", "ip -n foreign link set eth0 up",
+	} {
+		s.h1.MustExec(t, strings.Fields(line)...)
+	}
+	t.Cleanup(func() { _, _ = s.h1.Exec(context.WithoutCancel(ctx), "ip", "netns", "del", "foreign") })
+	s.h1.MustDocker(t, createArgs("lan", "10.42.0.0/16", "--internal", "-o", "mode=macvlan", "-o", "macvlan_mode=passthru", "-o", "parent=h1:lan0")...)
+	for _, name := range []string{"one", "two"} {
+		b := start(t, s.h1, "lan", name)
+		if out := s.h1.MustInContainer(t, name, "ip", "link", "show", "eth0"); !strings.Contains(out, strings.TrimSpace(s.h1.MustExec(t, "cat", "/sys/class/net/lan0/address"))) {
+			t.Errorf("%s has not its parent's MAC: %s", name, out)
+		}
+		if out := s.h1.MustExec(t, "ip", "netns", "exec", "foreign", s.Probe(), "get", "http://"+b.ip+"/name"); strings.TrimSpace(out) != name {
+			t.Errorf("%q answers for %s", out, name)
+		}
+		_, err := s.h1.Docker(ctx, "run", "--rm", "--network", "lan", lab.Image, "true")
+		refused(t, err, "lan0", "macvlan_mode=passthru")
+		s.h1.MustDocker(t, "rm", "-f", name)
+	}
+	s.h1.MustDocker(t, "network", "rm", "lan")
+}
+
 // Agents die, engines restart, a host loses its power: containers on the segment do not
 // notice the former, and come back after the latter.
 func TestMacvlanSurvives(t *testing.T) {
