@@ -403,7 +403,7 @@ func (d *Driver) Join(ctx context.Context, r dockerapi.JoinRequest) (dockerapi.J
 	if err := d.join(ctx, n, r.Endpoint, r.SandboxKey); err != nil {
 		// Engines differ in whether DeleteEndpoint follows.
 		return dockerapi.JoinResponse{}, errors.Join(
-			fmt.Errorf("network %s: endpoint %s: %w", n.Label(), r.Endpoint.Short(), err),
+			fmt.Errorf("network %s: %w", n.Label(), err), // which names the endpoint
 			d.cfg.Cluster.RemoveEndpoint(r.Endpoint))
 	}
 	resp := dockerapi.JoinResponse{
