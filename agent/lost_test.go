@@ -33,6 +33,14 @@ func (r *rules) Names(context.Context, netns.Namespace) ([]string, error) {
 	return nil, nil
 }
 
+// tables are of nobody.
+type tables struct{}
+
+func (tables) Set(context.Context, netns.Namespace, string, []string) (bool, error) {
+	return false, nil
+}
+func (tables) Names(context.Context, netns.Namespace) ([]string, error) { return nil, nil }
+
 // The state directory was lost while containers of a routed network run, and the store
 // does not answer: their pairs, of which nobody knows any more whose they are, stay, also
 // once it does.
@@ -66,7 +74,7 @@ func TestPairsOfALostStateDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	asked := &rules{}
-	routes, err := routed.Open(ctx, routed.Config{Kernel: kernel, Namespaces: kernel.Namespaces(), Accepts: asked, Log: log})
+	routes, err := routed.Open(ctx, routed.Config{Kernel: kernel, Namespaces: kernel.Namespaces(), Accepts: asked, Sources: tables{}, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

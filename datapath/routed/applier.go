@@ -51,6 +51,9 @@ type Applier struct {
 	// accepted: the rules are as the last look left them; whole: every family had a chain
 	// for them.
 	accepted, whole bool
+	// checked are the devices whose IPv6 sources are, as the last look left them; nil: that
+	// is not known.
+	checked []string
 	// lasting are the problems that the last resync found; they stay until the next.
 	lasting []string
 }
@@ -270,7 +273,7 @@ func (r *run) converge() error {
 		r.rep.Endpoints[p.Endpoint] = err
 	}
 	// Rules after links: whoever collects rules of nobody's looks for links.
-	errs = append(errs, r.accept(r.rep.Changes.Links > links), r.proxies(ends), r.route(ends, tunnel, partial), r.strangers())
+	errs = append(errs, r.checkSources(), r.accept(r.rep.Changes.Links > links), r.proxies(ends), r.route(ends, tunnel, partial), r.strangers())
 	a.watch(r.watch)
 	err = errors.Join(errs...)
 	if a.last = r.u; r.want.Partial || err != nil {
@@ -338,6 +341,44 @@ func (r *run) accept(made bool) error {
 			r.longer("%v: %s -I %s -s %s -d %s -j ACCEPT, unless it is done", err, program, nft.UserChain, p, p)
 		}
 		return nil
+	}
+	return err
+}
+
+// checkSources has containers speak over IPv6 with their own addresses only. Of IPv4 it is
+// a setting of each device.
+func (r *run) checkSources() error {
+	a := r.a
+	devices := []string{}
+	if slices.ContainsFunc(r.u.Prefixes, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		for _, p := range r.u.Pairs {
+			devices = append(devices, p.Name)
+		}
+		for _, l := range r.links {
+			if id, ep, ok := plan.ParseChildAlias(l.Alias); ok && id == a.id && r.want.Partial {
+				devices = append(devices, ep.HostName())
+			}
+		}
+	}
+	slices.Sort(devices)
+	devices = slices.Compact(devices)
+	if r.rep.Resync == "" && a.checked != nil && slices.Equal(a.checked, devices) {
+		return nil
+	}
+	changed, err := a.o.cfg.Sources.Set(r.ctx, a.o.host, string(a.id), devices)
+	if changed {
+		r.rep.Changes.Rules++
+		if a.last != nil && a.checked != nil && slices.Equal(a.checked, devices) {
+			r.rep.Note(datapath.Finding{Kind: datapath.KindRules, Object: "table ip6 carrick-" + string(a.id), Want: "that lets containers send with their own addresses only"})
+		}
+	}
+	a.checked = devices
+	switch {
+	case errors.Is(err, nft.ErrNoSources): // trying again is of no use
+		r.longer("containers can send over IPv6 with each other's addresses: %v", err)
+		return nil
+	case err != nil:
+		a.checked = nil
 	}
 	return err
 }
@@ -512,8 +553,12 @@ func (r *run) remove() error {
 		errs = append(errs, err)
 	}
 	n, _, err := a.o.cfg.Accepts.Set(r.ctx, a.o.host, string(a.id), nil)
-	r.rep.Changes.Rules += n
-	errs = append(errs, err)
+	changed, err2 := a.o.cfg.Sources.Set(r.ctx, a.o.host, string(a.id), nil)
+	if r.rep.Changes.Rules += n; changed {
+		r.rep.Changes.Rules++
+	}
+	errs = append(errs, err, err2)
+	a.checked = nil
 	a.watch(nil)
 	errs = append(errs, r.strangers())
 	a.rows.Forget()

@@ -10,7 +10,8 @@
 // How a restart knows what is ours: the host's end of a pair by its alias (see
 // [plan.ChildAlias]), or, left by a crash without one, by its name, which an endpoint of
 // the journal has; a tunnel by its alias or its name; a route by its protocol, in the
-// prefixes of a network of the journal; a rule by its comment, which names the network.
+// prefixes of a network of the journal; a rule by its comment, and a table by its own name,
+// which name the network.
 // Who removes them: the network's last plan, which is that nothing exists; and
 // [Host.Collect], for what a crash left. Settings of a link, proxies and rows go with it.
 package routed
@@ -39,11 +40,19 @@ type Accepts interface {
 	Names(ctx context.Context, ns netns.Namespace) ([]string, error)
 }
 
+// Sources has the kernel drop what containers send over IPv6 from addresses that are not
+// theirs: see nft.Sources.
+type Sources interface {
+	Set(ctx context.Context, ns netns.Namespace, name string, devices []string) (changed bool, err error)
+	Names(ctx context.Context, ns netns.Namespace) ([]string, error)
+}
+
 // Config is what a [Host] works with.
 type Config struct {
 	Kernel     nl.Kernel   // nl.Linux{} outside tests
 	Namespaces netns.Store // whose Host is where everything is
 	Accepts    Accepts     // nft.User{} outside tests
+	Sources    Sources     // nft.Sources{} outside tests
 	// Joined says whether an endpoint's Join has returned, or is about to, so that a plan
 	// that has its pair made may be older than that; nil: plans never are.
 	Joined func(carrick.EndpointID) bool
@@ -136,13 +145,22 @@ func (o *Host) watch(ctx context.Context) {
 	}
 }
 
+// names are those that have rules in Docker's chain or a table.
+func (o *Host) names(ctx context.Context) ([]string, error) {
+	accepts, err := o.cfg.Accepts.Names(ctx, o.host)
+	sources, err2 := o.cfg.Sources.Names(ctx, o.host)
+	names := slices.Concat(accepts, sources)
+	slices.Sort(names)
+	return slices.Compact(names), errors.Join(err, err2)
+}
+
 // List returns the networks that have a link in the host's namespace, or a rule, sorted.
 func (o *Host) List(ctx context.Context) ([]carrick.NetworkID, error) {
 	links, err := o.h.Links(ctx)
 	if err != nil {
 		return nil, err
 	}
-	names, err := o.cfg.Accepts.Names(ctx, o.host)
+	names, err := o.names(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -237,13 +255,14 @@ func (o *Host) Collect(ctx context.Context, wanted func() Wanted) error {
 		return err
 	}
 	errs := ignoring(nl.ErrNotFound, o.h.Send(ctx, append(changes, strays...)...))
-	names, err := o.cfg.Accepts.Names(ctx, o.host)
+	names, err := o.names(ctx)
 	errs = append(errs, err)
 	w = wanted() // a network that has begun since has its rules before it has a link
 	for _, n := range names {
 		if id := carrick.NetworkID(n); carrick.ValidID(n) && !w.Networks[id] && !w.Foreign[id] && !there[id] {
 			_, _, err := o.cfg.Accepts.Set(ctx, o.host, n, nil)
-			errs = append(errs, err)
+			_, err2 := o.cfg.Sources.Set(ctx, o.host, n, nil)
+			errs = append(errs, err, err2)
 		}
 	}
 	return errors.Join(errs...)

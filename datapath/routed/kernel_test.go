@@ -159,7 +159,7 @@ func TestARestartAdopts(t *testing.T) {
 	nstest.Run(t, w.hosts[0].NS, "ip link add "+endpoint(6).HostName()+" type veth peer name "+endpoint(6).OuterName())
 	w.restart(0)
 	rep := w.mustApply(0)
-	want := datapath.Counts{Links: 1, Routes: 2}
+	want := datapath.Counts{Links: 1, Rules: 1, Routes: 2}
 	if rep.Changes != want || rep.Drift.Total() != 0 || len(rep.Problems) != 0 {
 		t.Errorf("after a restart: changes %v, drift %v, problems %q", rep.Changes, rep.Drift, rep.Problems)
 	}
@@ -277,33 +277,54 @@ func TestFenced(t *testing.T) {
 }
 
 // A container speaks with its own addresses only: what it sends as somebody else goes
-// nowhere. (With the setting taken away it does, so that this could fail.)
+// nowhere. (With what sees to that taken away it does, so that this could fail.)
 func TestNobodySpeaksForOthers(t *testing.T) {
 	t.Parallel()
-	conf := dual()
-	conf.Pools = conf.Pools[:1]
-	w := newWorld(t, conf, 2, false)
-	a, other, b := w.run(0, 2), w.run(0, 3), w.run(1, 4)
-	w.all()
-	spoof := func() string {
-		t.Helper()
-		nstest.Shell(t, w.hosts[1].NS, "iptables-nft -I FORWARD -s "+other.Addrs[0].String()+" -j ACCEPT")
-		nstest.Batch(t, a.NS, "ip addr add "+other.Addrs[0].String()+"/32 dev eth0", "ip route replace 10.42.0.4/32 dev eth0 src "+other.Addrs[0].String())
-		w.misses(a, b)
-		nstest.Batch(t, a.NS, "ip route del 10.42.0.4/32", "ip addr del "+other.Addrs[0].String()+"/32 dev eth0")
-		out := nstest.Shell(t, w.hosts[1].NS, "iptables-nft -nvxL FORWARD 1")
-		nstest.Shell(t, w.hosts[1].NS, "iptables-nft -D FORWARD 1")
-		return strings.Fields(out)[0]
+	for name, c := range map[string]struct {
+		six             bool
+		iptables, route string
+		without         string
+	}{
+		"IPv4": {false, "iptables-nft", "ip route replace 10.42.0.4/32 dev eth0 src 10.42.0.3", "sysctl -qw net.ipv4.conf." + endpoint(2).HostName() + ".rp_filter=0"},
+		"IPv6": {true, "ip6tables-nft", "ip -6 route replace fd00:42::4/128 via fd00:42::1 dev eth0 onlink src fd00:42::3", "nft delete table ip6 carrick-" + string(network)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conf := dual()
+			if conf.Pools = conf.Pools[:1]; c.six {
+				conf.Pools = dual().Pools[1:]
+			}
+			w := newWorld(t, conf, 2, c.six)
+			a, other, b := w.run(0, 2), w.run(0, 3), w.run(1, 4)
+			w.all()
+			w.reach(a, other, b) // and it knows its neighbour: no answer to another's question would be its own
+			mine := netip.PrefixFrom(other.Addrs[0], other.Addrs[0].BitLen()).String()
+			spoof := func() string {
+				t.Helper()
+				nstest.Shell(t, w.hosts[1].NS, c.iptables+" -I FORWARD -s "+mine+" -j ACCEPT")
+				add := "ip addr add " + mine + " dev eth0"
+				if c.six {
+					add += " nodad"
+				}
+				nstest.Shell(t, a.NS, add+"; "+c.route)
+				w.misses(a, b)
+				route, _, _ := strings.Cut(strings.Replace(c.route, "replace", "del", 1), " src ")
+				nstest.Shell(t, a.NS, route+"; ip addr del "+mine+" dev eth0")
+				out := nstest.Shell(t, w.hosts[1].NS, c.iptables+" -nvxL FORWARD 1")
+				nstest.Shell(t, w.hosts[1].NS, c.iptables+" -D FORWARD 1")
+				return strings.Fields(out)[0]
+			}
+			if n := spoof(); n != "0" {
+				t.Errorf("%s packets in another's name came to the other host", n)
+			}
+			nstest.Shell(t, w.hosts[0].NS, c.without)
+			if n := spoof(); n == "0" {
+				t.Error("without the setting none came either: this test shows nothing")
+			}
+			w.audit(0)
+			w.reach(a, other, b)
+		})
 	}
-	if n := spoof(); n != "0" {
-		t.Errorf("%s packets in another's name came to the other host", n)
-	}
-	nstest.Shell(t, w.hosts[0].NS, "sysctl -qw net.ipv4.conf."+endpoint(2).HostName()+".rp_filter=0")
-	if n := spoof(); n == "0" {
-		t.Error("without the setting none came either: this test shows nothing")
-	}
-	w.audit(0)
-	w.reach(a, other, b)
 }
 
 // A host whose device takes less than this one's: senders are told, and nothing vanishes.
@@ -433,7 +454,7 @@ func TestCheckRouted(t *testing.T) {
 	lan := conf
 	lan.Pools = []carrick.Pool{{Prefix: netip.MustParsePrefix("192.0.2.128/25"), Block: 29}}
 	check(w.on[0], lan, routed.ErrOverlap, "192.0.2.0/24 by eth0", "--subnet")
-	plugin, err := routed.Open(t.Context(), routed.Config{Kernel: readOnly{nl.Linux{}}, Namespaces: w.hosts[0].Namespaces, Accepts: nft.User{}})
+	plugin, err := routed.Open(t.Context(), routed.Config{Kernel: readOnly{nl.Linux{}}, Namespaces: w.hosts[0].Namespaces, Accepts: nft.User{}, Sources: nft.Sources{}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -69,7 +69,7 @@ goes by the tunnel, and would not be without ` + "`routed_fallback`" + `.
 		"ip -4 route show proto 67", "ip -6 route show proto 67", "ip -6 neigh show proxy",
 		"ip -6 neigh show nud permanent dev "+tunnel, "bridge fdb show dev "+tunnel,
 		"sysctl net.ipv4.conf."+pair+".proxy_arp net.ipv4.conf."+pair+".rp_filter net.ipv6.conf."+pair+".proxy_ndp",
-		"iptables-nft -S DOCKER-USER", "ip6tables-nft -S DOCKER-USER")
+		"iptables-nft -S DOCKER-USER", "ip6tables-nft -S DOCKER-USER", "nft list table ip6 carrick-"+string(network))
 	b.WriteString("\n## In its container\n")
 	says(near.NS, "ip -4 route", "ip -6 route")
 	if *update {

@@ -18,7 +18,7 @@ func TestVandalism(t *testing.T) {
 	end, tunnel := endpoint(2).HostName(), plan.TunnelName(network)
 	peer := carrick.MACFor(7, netip.MustParseAddr("192.0.2.2")).String()
 	for name, c := range map[string]struct {
-		does string // END, TUNNEL and PEER stand for names
+		does string // END, TUNNEL, PEER and TABLE stand for names
 		want datapath.Counts
 	}{
 		"a route is gone":                 {"ip route del 10.42.0.4", datapath.Counts{Routes: 1}},
@@ -51,6 +51,10 @@ func TestVandalism(t *testing.T) {
 		"Docker drops the packets":        {"iptables-nft -F DOCKER-USER", datapath.Counts{Rules: 1}},
 		"Docker drops the packets of one": {"ip6tables-nft -F DOCKER-USER", datapath.Counts{Rules: 1}},
 		"the rules are there twice":       {"iptables-nft -A DOCKER-USER -s 10.42.0.0/16 -d 10.42.0.0/16 -m comment --comment carrick\\ " + string(network) + " -j ACCEPT", datapath.Counts{Rules: 1}},
+		"nobody is asked who he is":       {"nft delete table ip6 TABLE", datapath.Counts{Rules: 1}},
+		"one is not asked":                {"nft delete element ip6 TABLE pairs { END }", datapath.Counts{Rules: 1}},
+		"nobody is dropped":               {"nft flush chain ip6 TABLE sources", datapath.Counts{Rules: 1}},
+		"everybody is dropped":            {"nft add rule ip6 TABLE sources drop", datapath.Counts{Rules: 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -60,7 +64,7 @@ func TestVandalism(t *testing.T) {
 			a, b, far := w.run(0, 2), w.run(0, 3), w.run(1, 4)
 			w.all()
 			w.audit(0)
-			line := strings.NewReplacer("END", end, "TUNNEL", tunnel, "PEER", peer).Replace(c.does)
+			line := strings.NewReplacer("END", end, "TUNNEL", tunnel, "PEER", peer, "TABLE", "carrick-"+string(network)).Replace(c.does)
 			nstest.Shell(t, w.hosts[0].NS, line)
 			rep := w.audit(0)
 			if rep.Drift != c.want {

@@ -88,7 +88,7 @@ func (w *world) restart(host int) {
 			w.t.Fatal(err)
 		}
 	}
-	o, err := routed.Open(w.t.Context(), routed.Config{Kernel: nl.Linux{}, Namespaces: w.hosts[host].Namespaces, Accepts: nft.User{}})
+	o, err := routed.Open(w.t.Context(), routed.Config{Kernel: nl.Linux{}, Namespaces: w.hosts[host].Namespaces, Accepts: nft.User{}, Sources: nft.Sources{}})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -219,10 +219,10 @@ func (w *world) routes(host int) string {
 	return strings.Join(out, "\n")
 }
 
-// accepts are a host's rules that are ours.
+// accepts are a host's rules and tables that are ours.
 func (w *world) accepts(host int) int {
 	w.t.Helper()
-	n := 0
+	n := strings.Count(nstest.Run(w.t, w.hosts[host].NS, "nft list tables"), "carrick")
 	for _, p := range []string{"iptables-nft", "ip6tables-nft"} {
 		n += strings.Count(nstest.Run(w.t, w.hosts[host].NS, p+" -S DOCKER-USER"), "carrick "+string(network))
 	}

@@ -71,7 +71,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	}
 	defer closeWith(devices.Close)
 	routes, err := routed.Open(ctx, routed.Config{
-		Kernel: nl.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Accepts: nft.User{},
+		Kernel: nl.Linux{}, Namespaces: netns.NewDir(netns.Config{Dir: cfg.NetnsDir}), Accepts: nft.User{}, Sources: nft.Sources{},
 		Joined: func(ep carrick.EndpointID) bool { e, err := jr.Endpoint(ep); return err != nil || e.Joined }, Log: log.With("part", "datapath"),
 	})
 	if err != nil {
