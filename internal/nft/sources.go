@@ -113,20 +113,27 @@ func setSources(c *nftables.Conn, t *nftables.Table, devices []string) error {
 	return c.Flush()
 }
 
-// sourcesRule drops what it should. What comes from nobody yet (RFC 4862 §5.4.2) is never
-// forwarded.
+// sourcesRule drops what it should. What comes from nobody yet (RFC 4862 §5.4.2) or from a
+// link-local address (RFC 4291 §2.5.6) is never forwarded, and neighbours ask each other
+// from there.
 func sourcesRule(set uint32) []expr.Any {
 	const source = 8 // of the address in the header, bytes (RFC 8200 §3)
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
 		&expr.Lookup{SourceRegister: 1, SetID: set, SetName: sourcesSet},
 		&expr.Payload{OperationType: expr.PayloadLoad, DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: source, Len: 16},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 16)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: wide()},
+		&expr.Payload{OperationType: expr.PayloadLoad, DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: source, Len: 16},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: wide(0xff, 0xc0), Xor: wide()},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: wide(0xfe, 0x80)},
 		&expr.Fib{Register: 1, ResultOIF: true, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
 		&expr.Verdict{Kind: expr.VerdictDrop},
 	}
 }
+
+// wide is the beginning of an address, and zeros.
+func wide(first ...byte) []byte { return append(first, make([]byte, 16-len(first))...) }
 
 // readSources returns the devices of a table, sorted, and whether there is one; none, of
 // one that is not as Set makes it.
