@@ -124,6 +124,7 @@ func (c *Cluster) askOne(ctx context.Context, owner carrick.HostID, n carrick.Ne
 	if err := c.writeAsks(ctx, owner, func(asks []ask) []ask { return append(asks, q) }); err != nil {
 		return netip.Addr{}, fmt.Errorf("ask host %s for an address: %w", name, err)
 	}
+	began := time.Now()
 	wctx, cancel := context.WithTimeout(ctx, askLimit)
 	a, err := c.awaitAnswer(wctx, owner, q.ID)
 	cancel()
@@ -141,7 +142,7 @@ func (c *Cluster) askOne(ctx context.Context, owner carrick.HostID, n carrick.Ne
 		})
 		if werr != nil || !found || a.Answer == "" {
 			if errors.Is(err, context.DeadlineExceeded) {
-				err = fmt.Errorf("%w: host %s did not answer within %s", no, name, askLimit)
+				err = fmt.Errorf("%w: host %s did not answer within %s", no, name, time.Since(began).Round(100*time.Millisecond))
 			}
 			return netip.Addr{}, err
 		}

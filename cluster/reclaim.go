@@ -64,6 +64,10 @@ type reclaim struct {
 	at   time.Time // of its end
 }
 
+// reclaimLimit is how long that may take: less than whoever asks waits, or he would hear
+// that the owner does not answer, and not who it was that did not.
+const reclaimLimit = askLimit - askLimit/6
+
 // errReclaiming: the borrower of an address is being asked for it.
 var errReclaiming = errors.New("its borrower is asked for it")
 
@@ -89,7 +93,7 @@ func (c *Cluster) reclaimFor(q ask) error {
 	c.reclaims[q.ID] = r
 	run := c.run
 	run.group.Go(func() error {
-		ctx, cancel := context.WithTimeout(run.ctx, 2*askLimit)
+		ctx, cancel := context.WithTimeout(run.ctx, reclaimLimit)
 		defer cancel()
 		err := c.Reclaim(ctx, q.Network, q.Pool, q.Addr)
 		c.mu.Lock()

@@ -27,7 +27,7 @@ CARRICK_CHURN=$churn go test -count=1 -timeout 0 -v -run '^TestChurn$' ./integra
 for mode in routed macvlan; do
     CARRICK_CHURN=$((churn / 4)) CARRICK_CHURN_MODE=$mode go test -count=1 -timeout 0 -v -run '^TestChurn$' ./integration/soak || failed=1
 done
-CARRICK_CHURN=$((churn / 100)) CARRICK_CHURN_MODE=ipvlan go test -count=1 -timeout 4h -v -run '^TestChurn$' ./integration/soak || failed=1
+CARRICK_CHURN=$(((churn + 99) / 100)) CARRICK_CHURN_MODE=ipvlan go test -count=1 -timeout 4h -v -run '^TestChurn$' ./integration/soak || failed=1
 go test -count=1 -timeout 0 -v -run '^TestStoreOutage$' ./integration/scenarios || failed=1
 go test -count=1 -timeout 0 -v -run '^(TestNamesUnderChurn|TestFirstActIsAName|TestCompose.*|TestGarbageForQuestions|TestFiftyNetworksAtOnce|TestAMacvlanContainerEndsUnseen|TestARoutedNetworkSurvives)$' ./integration/scenarios || failed=1
 go test -count=1 -timeout 0 -v -skip '^TestChurn$' ./integration/soak || failed=1

@@ -51,9 +51,10 @@ type Applier struct {
 	// accepted: the rules are as the last look left them; whole: every family had a chain
 	// for them.
 	accepted, whole bool
-	// checked are the devices whose IPv6 sources are, as the last look left them; nil: that
-	// is not known.
+	// checked are the devices whose IPv6 sources the last look had checked; nil: that is not
+	// known. held: the kernel does it.
 	checked []string
+	held    bool
 	// lasting are the problems that the last resync found; they stay until the next.
 	lasting []string
 }
@@ -368,11 +369,11 @@ func (r *run) checkSources() error {
 	changed, err := a.o.cfg.Sources.Set(r.ctx, a.o.host, string(a.id), devices)
 	if changed {
 		r.rep.Changes.Rules++
-		if a.last != nil && a.checked != nil && slices.Equal(a.checked, devices) {
+		if a.last != nil && a.held && slices.Equal(a.checked, devices) {
 			r.rep.Note(datapath.Finding{Kind: datapath.KindRules, Object: "table ip6 carrick-" + string(a.id), Want: "that lets containers send with their own addresses only"})
 		}
 	}
-	a.checked = devices
+	a.checked, a.held = devices, err == nil
 	switch {
 	case errors.Is(err, nft.ErrNoSources): // trying again is of no use
 		r.longer("containers can send over IPv6 with each other's addresses: %v", err)
@@ -558,7 +559,7 @@ func (r *run) remove() error {
 		r.rep.Changes.Rules++
 	}
 	errs = append(errs, err, err2)
-	a.checked = nil
+	a.checked, a.held = nil, false
 	a.watch(nil)
 	errs = append(errs, r.strangers())
 	a.rows.Forget()

@@ -327,6 +327,48 @@ func TestNobodySpeaksForOthers(t *testing.T) {
 	}
 }
 
+// lacking is a kernel without what asks its routes for a source, until somebody loads it.
+type lacking struct {
+	nft.Sources
+	loaded bool
+}
+
+func (l *lacking) Set(ctx context.Context, ns netns.Namespace, name string, devices []string) (bool, error) {
+	if !l.loaded && len(devices) > 0 {
+		return false, nft.ErrNoSources
+	}
+	return l.Sources.Set(ctx, ns, name, devices)
+}
+
+// Where the kernel cannot tell whose addresses containers send with, that is said with what
+// to do, and everything else is there; once it can, it does, and nobody is blamed.
+func TestAKernelThatAsksNobody(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dual(), 1, false)
+	kernel := &lacking{}
+	on, err := routed.Open(t.Context(), routed.Config{Kernel: nl.Linux{}, Namespaces: w.hosts[0].Namespaces, Accepts: nft.User{}, Sources: kernel})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = w.on[0].Close()
+	w.on[0] = on
+	a, b := w.run(0, 2), w.run(0, 3)
+	w.reach(a, b)
+	for range 2 {
+		if rep := w.audit(0); rep.Drift.Total() != 0 || len(rep.Problems) != 1 || !strings.Contains(rep.Problems[0], "modprobe nft_fib_ipv6") {
+			t.Errorf("drift %v, problems %q", rep.Drift, rep.Problems)
+		}
+	}
+	kernel.loaded = true
+	if rep := w.audit(0); rep.Drift.Total() != 0 || rep.Changes.Rules != 1 || len(rep.Problems) != 0 {
+		t.Errorf("once it can: changes %v, drift %v, problems %q", rep.Changes, rep.Drift, rep.Problems)
+	}
+	nstest.Run(t, w.hosts[0].NS, "nft delete table ip6 carrick-"+string(network))
+	if rep := w.audit(0); rep.Drift.Rules != 1 {
+		t.Errorf("somebody took it away: drift %v", rep.Drift)
+	}
+}
+
 // A host whose device takes less than this one's: senders are told, and nothing vanishes.
 func TestAHostThatTakesLess(t *testing.T) {
 	t.Parallel()

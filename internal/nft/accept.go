@@ -143,8 +143,8 @@ func (f family) names(ctx context.Context, ns netns.Namespace) (names []string, 
 // chain finds UserChain and its rules; nil if there is none.
 func (f family) chain(c *nftables.Conn) (*nftables.Chain, []*nftables.Rule, error) {
 	chains, err := c.ListChainsOfTableFamily(f.table)
-	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
-		return nil, nil, nil // a kernel without nftables, or none of the family
+	if lacking(err) {
+		return nil, nil, nil
 	}
 	if err != nil {
 		return nil, nil, err
@@ -155,6 +155,12 @@ func (f family) chain(c *nftables.Conn) (*nftables.Chain, []*nftables.Rule, erro
 	}
 	rules, err := c.GetRules(chains[i].Table, chains[i])
 	return chains[i], rules, err
+}
+
+// lacking says whether a list was refused because the kernel has no nftables, which
+// nfnetlink_rcv_msg says with EINVAL, or none of the family.
+func lacking(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT)
 }
 
 // change makes the rules of a name those of some prefixes, in one transaction.

@@ -32,17 +32,28 @@ const (
 	sourcesSet   = "pairs"
 )
 
-// Set makes the devices of a name these, and returns whether that took a change: of
-// whatever else was there, in one transaction. None: there is no table. The devices need
-// not be there. [ErrNoSources], if there are some.
+// Set makes the devices of a name these, and returns whether that took a change, which is
+// one transaction: chains, sets and rules that somebody else put into the table go. No
+// devices: there is no table. They need not be there themselves. [ErrNoSources], if there
+// are some.
 func (Sources) Set(ctx context.Context, ns netns.Namespace, name string, devices []string) (changed bool, err error) {
 	devices = slices.Compact(slices.Sorted(slices.Values(devices)))
 	t := &nftables.Table{Family: nftables.TableFamilyIPv6, Name: sourcesTable + name}
 	err = again(ctx, func() error {
 		return with(ns, func(c *nftables.Conn) error {
-			is, there, err := readSources(c, t.Name)
-			if err != nil || there == (len(devices) > 0) && slices.Equal(is, devices) {
+			is, err := readSources(c, t)
+			switch {
+			case err != nil:
 				return err
+			case is.right && len(devices) > 0:
+				more, less := difference(devices, is.devices), difference(is.devices, devices)
+				if len(more)+len(less) == 0 {
+					return nil
+				}
+				changed = true
+				return alterSources(c, t, more, less)
+			case !is.there && len(devices) == 0:
+				return nil
 			}
 			changed = true
 			return setSources(c, t, devices)
@@ -62,6 +73,9 @@ func (Sources) Names(ctx context.Context, ns netns.Namespace) ([]string, error) 
 		return with(ns, func(c *nftables.Conn) error {
 			names = nil
 			tables, err := c.ListTablesOfFamily(nftables.TableFamilyIPv6)
+			if lacking(err) {
+				return nil
+			}
 			for _, t := range tables {
 				if name, ours := strings.CutPrefix(t.Name, sourcesTable); ours {
 					names = append(names, name)
@@ -70,11 +84,8 @@ func (Sources) Names(ctx context.Context, ns netns.Namespace) ([]string, error) 
 			return err
 		})
 	})
-	if err = wrapSources("list the nftables of", ns, err); errors.Is(err, ErrNoSources) {
-		err = nil
-	}
 	slices.Sort(names)
-	return names, err
+	return names, wrapSources("list the nftables of", ns, err)
 }
 
 // wrapSources says what was done where, and what an errno of the kernel's means: without
@@ -83,10 +94,17 @@ func wrapSources(op string, ns netns.Namespace, err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, ErrNoSources):
 	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.ENOENT):
 		err = fmt.Errorf("%w: %w", ErrNoSources, err)
 	}
 	return fmt.Errorf("%s network namespace %s: %w", op, ns.Name(), err)
+}
+
+// newSources is the set of a table's devices. Its number is for the transaction that makes
+// it: see SetStorm.
+func newSources(t *nftables.Table) *nftables.Set {
+	return &nftables.Set{Table: t, ID: 1, Name: sourcesSet, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 }
 
 // setSources replaces a table.
@@ -96,13 +114,11 @@ func setSources(c *nftables.Conn, t *nftables.Table, devices []string) error {
 	c.DelTable(t)
 	if len(devices) > 0 {
 		c.AddTable(t)
-		// A number for the transaction that makes it: see SetStorm.
-		set := &nftables.Set{Table: t, ID: 1, Name: sourcesSet, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
-		elements := make([]nftables.SetElement, 0, len(devices))
-		for _, d := range devices {
-			elements = append(elements, nftables.SetElement{Key: ifname(d)})
+		set := newSources(t)
+		if err := c.AddSet(set, nil); err != nil {
+			return err
 		}
-		if err := c.AddSet(set, elements); err != nil {
+		if err := inChunks(set, devices, c.SetAddElements); err != nil {
 			return err
 		}
 		policy := nftables.ChainPolicyAccept
@@ -111,6 +127,40 @@ func setSources(c *nftables.Conn, t *nftables.Table, devices []string) error {
 		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: sourcesRule(set.ID)})
 	}
 	return c.Flush()
+}
+
+// alterSources adds and removes devices of a table that is right but for them.
+func alterSources(c *nftables.Conn, t *nftables.Table, more, less []string) error {
+	set := newSources(t)
+	if err := errors.Join(inChunks(set, more, c.SetAddElements), inChunks(set, less, c.SetDeleteElements)); err != nil {
+		return err
+	}
+	return c.Flush()
+}
+
+// inChunks gives devices to a function as a set's elements, not too many at once: the
+// length of their list in a message has 16 bits, and an element takes 28 bytes.
+func inChunks(set *nftables.Set, devices []string, do func(*nftables.Set, []nftables.SetElement) error) error {
+	for chunk := range slices.Chunk(devices, 500) {
+		elements := make([]nftables.SetElement, 0, len(chunk))
+		for _, d := range chunk {
+			elements = append(elements, nftables.SetElement{Key: ifname(d)})
+		}
+		if err := do(set, elements); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// difference returns what of a sorted list is not in another.
+func difference(list, other []string) (out []string) {
+	for _, x := range list {
+		if _, found := slices.BinarySearch(other, x); !found {
+			out = append(out, x)
+		}
+	}
+	return out
 }
 
 // sourcesRule drops what it should. What comes from nobody yet (RFC 4862 §5.4.2) or from a
@@ -135,49 +185,59 @@ func sourcesRule(set uint32) []expr.Any {
 // wide is the beginning of an address, and zeros.
 func wide(first ...byte) []byte { return append(first, make([]byte, 16-len(first))...) }
 
-// readSources returns the devices of a table, sorted, and whether there is one; none, of
-// one that is not as Set makes it.
-func readSources(c *nftables.Conn, name string) (devices []string, there bool, err error) {
+// sources is what there is of a table.
+type sources struct {
+	there   bool
+	right   bool     // it is as Set makes it for these:
+	devices []string // sorted
+}
+
+// readSources reads a table.
+func readSources(c *nftables.Conn, t *nftables.Table) (s sources, err error) {
 	tables, err := c.ListTablesOfFamily(nftables.TableFamilyIPv6)
 	if err != nil {
-		return nil, false, err
+		if lacking(err) {
+			err = fmt.Errorf("%w: %w", ErrNoSources, err)
+		}
+		return s, err
 	}
-	at := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == name })
+	at := slices.IndexFunc(tables, func(x *nftables.Table) bool { return x.Name == t.Name })
 	if at < 0 {
-		return nil, false, nil
+		return s, nil
 	}
-	t := tables[at]
+	s.there = true
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyIPv6)
 	if err != nil {
-		return nil, true, err
+		return s, err
 	}
-	chains = slices.DeleteFunc(chains, func(ch *nftables.Chain) bool { return ch.Table.Name != name })
-	if t.Flags != 0 || len(chains) != 1 || !sourcesPlain(chains[0]) {
-		return nil, true, nil
+	chains = slices.DeleteFunc(chains, func(ch *nftables.Chain) bool { return ch.Table.Name != t.Name })
+	if tables[at].Flags != 0 || len(chains) != 1 || !sourcesPlain(chains[0]) {
+		return s, nil
 	}
-	sets, err := c.GetSets(t)
+	sets, err := c.GetSets(tables[at])
 	if err != nil {
-		return nil, true, err
+		return s, err
 	}
 	if len(sets) != 1 || sets[0].Name != sourcesSet || sets[0].KeyType.Bytes != nftables.TypeIFName.Bytes || sets[0].IsMap || sets[0].HasTimeout || sets[0].Interval {
-		return nil, true, nil
+		return s, nil
 	}
-	rules, err := c.GetRules(t, chains[0])
+	rules, err := c.GetRules(tables[at], chains[0])
 	if err != nil {
-		return nil, true, err
+		return s, err
 	}
 	if len(rules) != 1 || !reflect.DeepEqual(rules[0].Exprs, sourcesRule(0)) {
-		return nil, true, nil
+		return s, nil
 	}
 	elements, err := c.GetSetElements(sets[0])
 	if err != nil {
-		return nil, true, err
+		return s, err
 	}
 	for _, e := range elements {
-		devices = append(devices, strings.TrimRight(string(e.Key), "\x00"))
+		s.devices = append(s.devices, strings.TrimRight(string(e.Key), "\x00"))
 	}
-	slices.Sort(devices)
-	return devices, true, nil
+	slices.Sort(s.devices)
+	s.right = true
+	return s, nil
 }
 
 // sourcesPlain says whether the chain is as Set makes it.

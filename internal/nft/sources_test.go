@@ -1,6 +1,7 @@
 package nft_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -57,6 +58,18 @@ func TestSources(t *testing.T) {
 		if got := text(); got != whole {
 			t.Errorf("%s: then there is\n%s\nnot\n%s", does, got, whole)
 		}
+	}
+	// More than one message takes.
+	var many []string
+	for i := range 5000 {
+		many = append(many, fmt.Sprintf("cr%011x", i))
+	}
+	set(true, "aa", many...)
+	set(false, "aa", many...)
+	set(true, "aa", many[1:]...)
+	set(true, "aa", "cr1", "cr2")
+	if got := text(); got != whole {
+		t.Errorf("after 5000 there is\n%s\nnot\n%s", got, whole)
 	}
 	nstest.Shell(t, ns, "nft add table ip6 mine")
 	set(true, "aa")
