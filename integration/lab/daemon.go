@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,6 +76,9 @@ func (p *process) ended() bool {
 	}
 }
 
+// errNoFailure is how a process ended that exited with 0.
+var errNoFailure = errors.New("exit status 0")
+
 // wait is [Wait] that is over when the process has ended.
 func (p *process) wait(ctx context.Context, limit time.Duration, what string, cond func() error) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -88,7 +92,7 @@ func (p *process) wait(ctx context.Context, limit time.Duration, what string, co
 	}()
 	err := Wait(ctx, limit, what, cond)
 	if err != nil && p.ended() {
-		err = fmt.Errorf("%w; its process has ended (%v)", err, p.err)
+		err = fmt.Errorf("%w; its process has ended: %w", err, cmp.Or(p.err, errNoFailure))
 	}
 	return err
 }
