@@ -27,14 +27,14 @@ func TestIPVLAN(t *testing.T) {
 func ipvlanModes(t *testing.T) {
 	s := begin(t)
 	for _, r := range []reach{
-		{"mode=ipvlan ipvlan_flag=private", false, true},
-		{"mode=ipvlan ipvlan_flag=vepa", false, true},
-		{"mode=ipvlan ipvlan_mode=l3s", true, true},
-		{"mode=ipvlan ipvlan_mode=l3 ipvlan_flag=private", false, true},
+		{"mode=ipvlan ipvlan_flag=private", false, true, true},
+		{"mode=ipvlan ipvlan_flag=vepa", false, true, true},
+		{"mode=ipvlan ipvlan_mode=l3s", true, true, false},
+		{"mode=ipvlan ipvlan_mode=l3 ipvlan_flag=private", false, true, false},
 	} {
 		r.shows(t, s, "eth0")
 	}
-	for _, r := range []reach{{"mode=macvlan", true, true}, {"mode=ipvlan", true, true}} {
+	for _, r := range []reach{{"mode=macvlan", true, true, true}, {"mode=ipvlan", true, true, true}} {
 		r.shows(t, s, "eth0.50")
 	}
 	for _, h := range s.Hosts() {
