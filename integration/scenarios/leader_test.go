@@ -43,7 +43,7 @@ func TestLeaderLost(t *testing.T) {
 			return err
 		})
 		appears(t, can, name, time.Now())
-		start(t, can[0], name, "client-"+name).reaches(t, start(t, can[1], name, "server-"+name))
+		w.start(t, can[0], name, "client-"+name).reaches(t, w.start(t, can[1], name, "server-"+name))
 		w.rounds(t, 1)
 		if err := fault.mend(old); err != nil {
 			t.Fatal(err)

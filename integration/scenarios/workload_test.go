@@ -23,6 +23,8 @@ type workload struct {
 	sinks   []box // one on each host
 	flows   []traffic
 
+	deaths map[*lab.Host]*sync.Mutex // held while a host's agent dies and comes back
+
 	cancel context.CancelFunc
 	all    sync.WaitGroup
 	done   []*progress // by host
@@ -54,13 +56,14 @@ func (p *progress) seen() (int, error) {
 // from each to the next host and a UDP flow to the one after it.
 func load(t testing.TB, l *lab.Lab, network, subnet string) *workload {
 	t.Helper()
-	w := &workload{lab: l, network: network}
+	w := &workload{lab: l, network: network, deaths: map[*lab.Host]*sync.Mutex{}}
 	hosts := l.Hosts()
 	create(t, hosts, network, subnet)
 	for _, h := range hosts {
 		w.sinks = append(w.sinks, start(t, h, network, "sink-"+h.Name()))
 	}
 	for i, h := range hosts {
+		w.deaths[h] = &sync.Mutex{}
 		w.flows = append(w.flows,
 			flow(t, h, network, "tcp-"+h.Name(), "tcp", w.sinks[(i+1)%len(hosts)]),
 			flow(t, h, network, "udp-"+h.Name(), "udp", w.sinks[(i+2)%len(hosts)]))
@@ -90,6 +93,15 @@ func (w *workload) work(t testing.TB) {
 			}
 		})
 	}
+}
+
+// start is [start] at a moment at which the people at the host do not kill its agent: an
+// engine that is in the middle of a call then repeats it without its contents, and fails.
+func (w *workload) start(t testing.TB, h *lab.Host, network, name string) box {
+	t.Helper()
+	w.deaths[h].Lock()
+	defer w.deaths[h].Unlock()
+	return start(t, h, network, name)
 }
 
 // ownAddress is an address of a block of the host's that nobody has.
@@ -143,10 +155,16 @@ func (w *workload) round(ctx context.Context, near box, fixed string, n int) err
 		docker("run", "-d", "--name", name, "--hostname", name, "--network", w.network, lab.Image), reach(name),
 		docker("stop", "-t", "2", name),
 		docker("run", "-d", "--name", name+"-fixed", "--network", w.network, "--ip", fixed, lab.Image), reach(name + "-fixed"),
-		// Its end is waited for, also by whoever ends the work at this moment: he looks
-		// whether it runs.
-		func() error { return h.KillAgent(context.WithoutCancel(ctx)) },
-		func() error { return h.RestartAgent(ctx) },
+		func() error {
+			w.deaths[h].Lock()
+			defer w.deaths[h].Unlock()
+			// Its end is waited for, also by whoever ends the work at this moment: he looks
+			// whether it runs.
+			if err := h.KillAgent(context.WithoutCancel(ctx)); err != nil {
+				return err
+			}
+			return h.RestartAgent(ctx)
+		},
 		docker("start", name), reach(name),
 		docker("restart", "-t", "2", name, name+"-fixed"), reach(name), reach(name + "-fixed"),
 		docker("rm", "-f", name, name+"-fixed"),

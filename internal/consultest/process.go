@@ -120,7 +120,13 @@ func (s *Server) ready(ctx context.Context) error {
 	}
 }
 
+// tryLimit bounds one try to be served. A question that a server passes on to a leader that
+// goes away at this moment may never be answered, and the next one is.
+const tryLimit = 10 * time.Second
+
 func (s *Server) serves(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, tryLimit)
+	defer cancel()
 	if err := s.inCatalog(ctx); err != nil {
 		return err
 	}
