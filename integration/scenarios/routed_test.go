@@ -52,17 +52,7 @@ func TestRouted(t *testing.T) {
 	a.reaches(t, far)
 	exits(t, s.h1, 0, "doctor", "--audit", "net")
 
-	// Agents die under traffic, and adopt what they find.
-	flows := []traffic{flow(t, s.h1, "net", "flow1", "tcp", far), flow(t, s.h2, "net", "flow2", "udp", far)}
-	if err := onEach(s.Hosts(), func(h *lab.Host) error { return errors.Join(h.KillAgent(ctx), h.RestartAgent(ctx)) }); err != nil {
-		t.Fatal(err)
-	}
-	for _, h := range s.Hosts() {
-		adopted(t, h)
-	}
-	for _, f := range flows {
-		f.intact(t)
-	}
+	agentsDie(t, s, "net", far)
 
 	for _, b := range append(boxes, published) {
 		b.host.MustDocker(t, "rm", "-f", b.name)
@@ -135,11 +125,7 @@ func TestRoutedBothFamilies(t *testing.T) {
 		h.MustExec(t, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
 	}
 	createRouted(t, s, "net", dual4, "--ipv6", "--subnet", dual6, "-o", "routed_fallback=vxlan")
-	var boxes []box6
-	for _, h := range s.Hosts() {
-		boxes = append(boxes, start6(t, h, "net", "on-"+h.Name()), start6(t, h, "net", "two-on-"+h.Name()))
-	}
-	allPairs(t, boxes)
+	mesh6(t, s, "net")
 	for _, h := range s.Hosts() {
 		healthy(t, h)
 		exits(t, h, 0, "doctor", "--audit", "net")

@@ -61,6 +61,34 @@ func adopted(t testing.TB, h *lab.Host) {
 	}
 }
 
+// mesh6 starts two containers of a network with IPv6 on every host: all reach each other.
+func mesh6(t testing.TB, s scenario, network string) []box6 {
+	t.Helper()
+	var boxes []box6
+	for _, h := range s.Hosts() {
+		boxes = append(boxes, start6(t, h, network, "on-"+h.Name()), start6(t, h, network, "two-on-"+h.Name()))
+	}
+	allPairs(t, boxes)
+	return boxes
+}
+
+// agentsDie kills all agents while packets go to a container of h3's, over TCP and UDP:
+// none is lost, and the agents that are started adopt what they find.
+func agentsDie(t testing.TB, s scenario, network string, sink box) {
+	t.Helper()
+	ctx := t.Context()
+	flows := []traffic{flow(t, s.h1, network, "flow1", "tcp", sink), flow(t, s.h2, network, "flow2", "udp", sink)}
+	if err := onEach(s.Hosts(), func(h *lab.Host) error { return errors.Join(h.KillAgent(ctx), h.RestartAgent(ctx)) }); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range s.Hosts() {
+		adopted(t, h)
+	}
+	for _, f := range flows {
+		f.intact(t)
+	}
+}
+
 // A macvlan network on three hosts: one create, one address space, one set of names, and
 // nothing encapsulated. A container has an address and a MAC of its own on the segment.
 func TestMacvlan(t *testing.T) {
@@ -94,11 +122,7 @@ func TestMacvlan(t *testing.T) {
 func TestMacvlanBothFamilies(t *testing.T) {
 	s := begin(t)
 	onLAN(t, s, "lan", dual4, "--ipv6", "--subnet", dual6)
-	var boxes []box6
-	for _, h := range s.Hosts() {
-		boxes = append(boxes, start6(t, h, "lan", "on-"+h.Name()), start6(t, h, "lan", "two-on-"+h.Name()))
-	}
-	allPairs(t, boxes)
+	mesh6(t, s, "lan")
 	for _, h := range s.Hosts() {
 		healthy(t, h)
 		exits(t, h, 0, "doctor", "--audit", "lan")
@@ -224,17 +248,7 @@ func TestMacvlanSurvives(t *testing.T) {
 	ctx := t.Context()
 	onLAN(t, s, "lan", "10.42.0.0/16")
 	sink := start(t, s.h3, "lan", "sink", "--restart", "always")
-	flows := []traffic{flow(t, s.h1, "lan", "flow1", "tcp", sink), flow(t, s.h2, "lan", "flow2", "udp", sink)}
-	err := onEach(s.Hosts(), func(h *lab.Host) error { return errors.Join(h.KillAgent(ctx), h.RestartAgent(ctx)) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, h := range s.Hosts() {
-		adopted(t, h)
-	}
-	for _, f := range flows {
-		f.intact(t)
-	}
+	agentsDie(t, s, "lan", sink)
 	if err := errors.Join(s.h3.PowerCut(ctx), s.h3.Boot(ctx)); err != nil {
 		t.Fatal(err)
 	}

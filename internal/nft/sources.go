@@ -41,6 +41,7 @@ func (Sources) Set(ctx context.Context, ns netns.Namespace, name string, devices
 	t := &nftables.Table{Family: nftables.TableFamilyIPv6, Name: sourcesTable + name}
 	err = again(ctx, func() error {
 		return with(ns, func(c *nftables.Conn) error {
+			changed = false // by a try that was broken off
 			is, err := readSources(c, t)
 			switch {
 			case err != nil:
